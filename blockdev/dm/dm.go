@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"regexp"
 	"strings"
 	"sync"
@@ -128,7 +129,10 @@ func (ctl *control) assemble(c *Crypt, key []byte) (dev uint64, made bool, err e
 	if err != nil {
 		return 0, false, fmt.Errorf("create mapping %s: %w", c.Name, err)
 	}
-	err = withKey(c.KeyDescription, key, func() error { return ctl.tableLoad(c, len(key)) })
+	err = c.checkHolders()
+	if err == nil {
+		err = withKey(c.KeyDescription, key, func() error { return ctl.tableLoad(c, len(key)) })
+	}
 	if err == nil {
 		err = ctl.resume(c.Name)
 	}
@@ -155,6 +159,17 @@ func (ctl *control) adopt(c *Crypt) (dev uint64, err error) {
 		return 0, fmt.Errorf("mapping %s: %w: it is another volume or has another table", c.Name, ErrBusy)
 	}
 	return 0, ctl.deviceRemove(c.Name)
+}
+
+// checkHolders refuses a backing device that another mapping is on. The kernel would not: its exclusive claim is one for
+// all of device-mapper, and two mappings of one volume destroy each other's data. A table that another process loads
+// between this look and ours is not seen. Without sysfs there is nothing to look at.
+func (c *Crypt) checkHolders() error {
+	holders, err := os.ReadDir("/sys/dev/block/" + c.Device + "/holders")
+	if err != nil || len(holders) == 0 {
+		return nil
+	}
+	return fmt.Errorf("mapping %s: device %s is %w by %s", c.Name, c.Device, ErrBusy, holders[0].Name())
 }
 
 // undo removes the mapping after err.
