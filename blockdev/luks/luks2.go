@@ -45,10 +45,13 @@ func readCopy(s *snapshot, offset int64, name, magic string) (*binHeader, error)
 	if err != nil {
 		return nil, err
 	}
-	if int64(len(b)) < offset+binHeaderSize || string(b[offset:offset+6]) != magic {
+	b = b[min(offset, int64(len(b))):]
+	if !bytes.HasPrefix(b, []byte(magic)) {
 		return nil, errNoMagic
 	}
-	b = b[offset:]
+	if len(b) < binHeaderSize {
+		return nil, bad(name, "cut off after %d bytes", len(b))
+	}
 	if version := binary.BigEndian.Uint16(b[6:]); version != 2 {
 		return nil, bad(name, "version %d is not supported", version)
 	}
