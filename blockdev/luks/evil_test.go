@@ -131,7 +131,7 @@ var evil2 = []evil{
 	{"keySizeForOtherCipher", "keyslots.0.key_size", set("keyslots.0.key_size", 16)},
 	{"sectorSizeZero", "segments.0.sector_size", set("segments.0.sector_size", 0)},
 	{"sectorSizeOdd", "segments.0.sector_size", set("segments.0.sector_size", 513)},
-	{"sectorSizeHuge", "segments.0.sector_size", set("segments.0.sector_size", 1<<40)},
+	{"sectorSizeHuge", "segments.0.sector_size", set("segments.0.sector_size", int64(1<<40))},
 	{"sectorSizeString", "segments.0.sector_size", set("segments.0.sector_size", "512")},
 	{"sectorSizeFraction", "segments.0.sector_size", swap(`"sector_size":512`, `"sector_size":512.0`)},
 	{"sectorSizeExponent", "segments.0.sector_size", swap(`"sector_size":512`, `"sector_size":512e0`)},
@@ -184,7 +184,7 @@ var evil2 = []evil{
 	{"keyslotNumber32", "keyslots.32", set("keyslots.32", object{})},
 	{"keyslotUnknownField", "keyslots.0.mode", set("keyslots.0.mode", "reencrypt")},
 	{"keyslotKeySizeZero", "keyslots.0.key_size", set("keyslots.0.key_size", 0)},
-	{"keyslotKeySizeHuge", "keyslots.0.key_size", set("keyslots.0.key_size", 1<<40)},
+	{"keyslotKeySizeHuge", "keyslots.0.key_size", set("keyslots.0.key_size", int64(1<<40))},
 	{"keyslotKeySizeWraps", "keyslots.0.key_size", set("keyslots.0.key_size", 1<<30)},
 	{"keyslotKeySizeOther", "keyslots.1.key_size", all(
 		set("keyslots.1.key_size", 64), set("keyslots.5.area.offset", "425984"), set("keyslots.1.area.size", "262144"))},
