@@ -9,15 +9,15 @@ import (
 	"strings"
 )
 
-// flag couples an option with its word in the table.
-type flag struct {
+// optionWord couples an option with its word in the table.
+type optionWord struct {
 	word string
 	set  *bool
 }
 
 // flags returns all options in the order in which the kernel prints them.
-func (o *Options) flags() []flag {
-	return []flag{
+func (o *Options) flags() []optionWord {
+	return []optionWord{
 		{"allow_discards", &o.AllowDiscards},
 		{"same_cpu_crypt", &o.SameCPUCrypt},
 		{"submit_from_crypt_cpus", &o.SubmitFromCryptCPUs},

@@ -88,7 +88,9 @@ func (vm *VM) arguments(initrd string) []string {
 		memory = 512
 	}
 	args := []string{
-		"-accel", "tcg", "-cpu", "max", "-m", strconv.Itoa(memory), "-smp", "1", "-nodefaults", "-no-user-config",
+		// Without cx16: QEMU 7.2 computes the flags after cmpxchg16b from stale state. The kernel's allocator uses it, and
+		// now and then a garbage flag ends the guest in a double fault.
+		"-accel", "tcg", "-cpu", "max,-cx16", "-m", strconv.Itoa(memory), "-smp", "1", "-nodefaults", "-no-user-config",
 		"-display", "none", "-serial", "stdio", "-nic", "none", "-no-reboot", "-device", "virtio-rng-pci",
 		"-kernel", vm.Kernel.Image, "-initrd", initrd,
 		// The last four: emulation is slow and not faithful enough for the kernel's watchdogs and timer checks.
