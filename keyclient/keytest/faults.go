@@ -30,6 +30,9 @@ func faults() []fault {
 		{"accepts and is silent", onStep{silent}, wantUnreached("no answer in time")},
 		{"headers, then silent", onStep{half}, wantUnreached("no answer in time")},
 		{"a byte a second", onStep{drip}, wantUnreached("no answer in time")},
+		{"silent once, then well", onStep{thenWell(1, silent)}, wantWait(5*time.Second, 6*time.Second)},
+		{"a byte a second once, then well", onStep{thenWell(1, drip)}, wantWait(5*time.Second, 6*time.Second)},
+		{"not HTTP", onStep{raw}, wantUnreached("the answer is not HTTP")},
 		{"closes the connection", onStep{hangUp}, wantUnreached("connection closed")},
 		{"always 503", onStep{always(http.StatusServiceUnavailable)}, wantUnreached("HTTP 503")},
 		{"429, Retry-After 7", onStep{busyUntil("7")}, wantWait(7*time.Second, 8*time.Second)},
@@ -136,17 +139,28 @@ func circle(w http.ResponseWriter, r *http.Request, _ int, _ http.Handler) {
 	w.WriteHeader(http.StatusTemporaryRedirect)
 }
 
-// endless would fill the memory of a client that reads it all.
+// endless would fill the memory of a client that reads it all; that one is left to wait after 16 MiB.
 func endless(w http.ResponseWriter, r *http.Request, _ int, _ http.Handler) {
 	w.Header().Set("Content-Type", r.Header.Get("Accept"))
-	w.Header().Set("X-Subject-Token", "x")
 	w.WriteHeader(okFor(r))
-	piece := []byte(strings.Repeat("[", 32<<10))
-	for {
+	_, _ = w.Write([]byte(`{"token":"`))
+	piece := []byte(strings.Repeat("x", 32<<10))
+	for range 16 << 20 / len(piece) {
 		if _, err := w.Write(piece); err != nil {
 			return
 		}
 	}
+	<-r.Context().Done()
+}
+
+// raw sends the secret itself where a status line belongs, which net/http quotes in its error.
+func raw(w http.ResponseWriter, _ *http.Request, _ int, _ http.Handler) {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return
+	}
+	_, _ = conn.Write([]byte("canary canary canary\r\n\r\n"))
+	_ = conn.Close()
 }
 
 // html is what a portal or a proxy says in the service's place.

@@ -132,7 +132,7 @@ func (room Room) searchForCanaries(t *testing.T, err error) {
 	if err == nil {
 		return
 	}
-	canaries := []string{string(room.Key), hex.EncodeToString(room.Key), base64.StdEncoding.EncodeToString(room.Key)}
+	canaries := []string{"canary", string(room.Key), hex.EncodeToString(room.Key), base64.StdEncoding.EncodeToString(room.Key)}
 	if room.Service != nil {
 		canaries = append(canaries, room.Service.Canaries...)
 	}
