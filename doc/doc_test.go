@@ -72,7 +72,7 @@ func manPages(t *testing.T) map[string]string {
 	return pages
 }
 
-// help runs a binary for its help, which pages in mdoc must agree with.
+// help returns what a binary prints about itself.
 func help(t *testing.T, binary string, args ...string) string {
 	t.Helper()
 	out, err := exec.Command(binary, args...).CombinedOutput()
@@ -82,7 +82,7 @@ func help(t *testing.T, binary string, args ...string) string {
 	return string(out)
 }
 
-// build makes both binaries once for all tests.
+// build makes both binaries.
 func build(t *testing.T) (voldek, voldekd string) {
 	dir := t.TempDir()
 	testenv.Run(t, "go", "build", "-C", testenv.RepoRoot(), "-o", dir+"/", "./cmd/voldek", "./cmd/voldekd")
@@ -248,9 +248,7 @@ func TestConfigurationExamples(t *testing.T) {
 			}
 		}
 	}
-	for _, text := range find("(?s)```toml\n(.*?)```", read(t, "../README.md")) {
-		examples = append(examples, text)
-	}
+	examples = append(examples, find("(?s)```toml\n(.*?)```", read(t, "../README.md"))...)
 	if len(examples) < 3 {
 		t.Errorf("only %d examples were found", len(examples))
 	}
