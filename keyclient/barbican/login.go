@@ -60,7 +60,7 @@ func (c *Client) login(ctx context.Context, stale *session) (*session, error) {
 		case <-ctx.Done():
 		}
 		if ctx.Err() != nil {
-			return nil, call.Ended(ctx, c.config.AuthURL, "another attach is still logging in")
+			return nil, call.Ended(ctx, address(c.config.AuthURL), "another attach is still logging in")
 		}
 	}
 }
