@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -171,6 +172,11 @@ func TestDetached(t *testing.T) {
 				t.Errorf("length %d: %v", h.Segment.Length, err)
 			}
 		})
+	}
+	cut := header[:100<<10]
+	_, _, err := cut.open(Config{Detached: true, DeviceSize: 1 << 20}, fixturePassphrase)
+	if exit.Of(err) != exit.BadHeader || !strings.Contains(err.Error(), "keyslots.0.area") {
+		t.Errorf("a header file without its key slots: %v", err)
 	}
 	header.set("segments.0.size", "2097152")
 	if _, _, err := header.open(Config{Detached: true, DeviceSize: 1 << 20}, fixturePassphrase); exit.Of(err) != exit.BadHeader {

@@ -142,6 +142,9 @@ var formats = []struct {
 	{"luks2 unbound", []string{"luks2"}, func(m *made) {
 		m.run(slices.Concat([]string{"luksAddKey", "--unbound", "--key-size", "128", "--key-slot", "1"}, fastPBKDF2), m.another)
 	}, "1:pbkdf2:sha256 normal unbound"},
+	{"luks2 large unbound", []string{"luks2"}, func(m *made) {
+		m.run(slices.Concat([]string{"luksAddKey", "--unbound", "--key-size", "8192"}, fastPBKDF2), m.another)
+	}, "unbound"},
 	{"luks2 token", []string{"luks2"}, func(m *made) {
 		writeFile(m.t, m.img+".token", []byte(`{"type":"clevis","keyslots":["0"],"jwe":{"n":1e3,"x":null}}`))
 		m.run([]string{"token", "import", "--json-file", m.img + ".token"})

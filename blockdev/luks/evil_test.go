@@ -2,6 +2,7 @@ package luks
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"fmt"
 	"runtime"
 	"strings"
@@ -69,21 +70,24 @@ var evil2 = []evil{
 	}},
 	{"uuidNotOne", "uuid", put(168, []byte("not-a-uuid\x00")...)},
 	{"uuidWithoutEnd", "uuid", put(168, bytes.Repeat([]byte("a"), 40)...)},
+	{"uuidShort", "uuid", put(168+35, 0)},
 	{"uuidSlash", "uuid", put(168, '/')},
 	{"labelWithoutEnd", "label", put(24, bytes.Repeat([]byte("a"), 48)...)},
 	{"subsystemWithoutEnd", "subsystem", put(208, bytes.Repeat([]byte("a"), 48)...)},
 
 	// The JSON text.
-	{"jsonWithoutNUL", "json", func(img image) { img.setText(bytes.Repeat([]byte(" "), fixtureHeaderSize-binHeaderSize)) }},
-	{"jsonAfterNUL", "json", func(img image) { img.setText(append(img.text(), "\x00{}"...)) }},
+	{"jsonWithoutNUL", "json: not one text", func(img image) { img.setText(bytes.Repeat([]byte(" "), fixtureHeaderSize-binHeaderSize)) }},
+	{"jsonAfterNUL", "json: not one text", func(img image) { img.setText(append(img.text(), "\x00{}"...)) }},
 	{"jsonEmpty", "json", func(img image) { img.setText(nil) }},
-	{"jsonTwoTexts", "json", func(img image) { img.setText(append(img.text(), "{}"...)) }},
-	{"jsonCutOff", "json", func(img image) { img.setText(img.text()[:900]) }},
+	{"jsonTwoTexts", "text after the end", func(img image) { img.setText(append(img.text(), "{}"...)) }},
+	{"jsonCutOff", "ends in the middle", func(img image) { img.setText(img.text()[:900]) }},
 	{"jsonTrailingComma", "json", swap(`"tokens":`, `,"tokens":`)},
 	{"jsonComment", "json", swap(`"tokens":`, `/**/"tokens":`)},
 	{"jsonNotUTF8", "json", swap(`voldek-test`, "voldek\xff")},
 	{"jsonOverlongUTF8", "json", swap(`voldek-test`, "voldek\xc0\xaf")},
 	{"jsonLoneSurrogate", "json", swap(`voldek-test`, `voldek\ud800`)},
+	{"jsonHalfSurrogatePair", "json", swap(`voldek-test`, `voldek\ud800\u0041`)},
+	{"jsonBadEscape", "json", swap(`voldek-test`, `voldek\u00zz`)},
 	{"jsonNULInString", "json", swap(`voldek-test`, `voldek\u0000`)},
 	{"jsonControlInString", "json", swap(`voldek-test`, "voldek\n")},
 	{"jsonTooDeep", "json", swap(`-1.5e3`, nested(16))},
@@ -188,6 +192,8 @@ var evil2 = []evil{
 	{"keyslotKeySizeWraps", "keyslots.0.key_size", set("keyslots.0.key_size", 1<<30)},
 	{"keyslotKeySizeOther", "keyslots.1.key_size", all(
 		set("keyslots.1.key_size", 64), set("keyslots.5.area.offset", "425984"), set("keyslots.1.area.size", "262144"))},
+	{"unboundKeySizeHuge", "keyslots.5.area.size", set("keyslots.5.key_size", 1<<31-1)},
+	{"unboundKeySizeZero", "keyslots.5.key_size", set("keyslots.5.key_size", 0)},
 	{"keyslotPriorityThree", "keyslots.0.priority", set("keyslots.0.priority", 3)},
 	{"afUnknown", "keyslots.0.af.type", set("keyslots.0.af.type", "none")},
 	{"afStripesOne", "keyslots.0.af.stripes", set("keyslots.0.af.stripes", 1)},
@@ -231,6 +237,10 @@ var evil2 = []evil{
 	{"tokenWithoutType", "tokens.0.type", set("tokens.0.type", nil)},
 	{"tokenWithoutKeyslots", "tokens.0.keyslots", set("tokens.0.keyslots", nil)},
 	{"tokenOfMissingKeyslot", "tokens.0.keyslots", set("tokens.0.keyslots", []string{"9"})},
+	{"tokenKeyslotTwice", "tokens.0.keyslots", set("tokens.0.keyslots", []string{"0", "0"})},
+	{"tokenKeyslotZeroZero", "tokens.0.keyslots", set("tokens.0.keyslots", []string{"00"})},
+	{"tokenTypeNumber", "tokens.0.type", set("tokens.0.type", 5)},
+	{"tokensArray", "tokens", set("tokens", []string{})},
 	{"tokenNotAnObject", "tokens.0", set("tokens.0", "x")},
 	{"tokensMany", "tokens.32", set("tokens.32", object{})},
 }
@@ -291,9 +301,9 @@ func TestEvilHeadersWithoutTheirEnd(t *testing.T) {
 		field         string
 	}{
 		{"luks1SlotCutOff", "luks1", 4096 + 1000, "payload_offset"},
-		{"luks1HeaderCutOff", "luks1", 591, "header"},
+		{"luks1HeaderCutOff", "luks1", 591, "cut off"},
 		{"headerCutOff", "luks2", 8192, "hdr_size"},
-		{"binaryHeaderCutOff", "luks2", 4095, "header"},
+		{"binaryHeaderCutOff", "luks2", 4095, "cut off"},
 		{"keyslotsCutOff", "luks2", 100 << 10, "segments.0.offset"},
 		{"dataCutOff", "luks2", 557056, "segments.0.offset"},
 		{"dataLessThanASector", "luks2", 557056 + 511, "segments.0.offset"},
@@ -330,6 +340,43 @@ func verdict(img image, field string) error {
 		return fmt.Errorf("allocated %d MiB", allocated>>20)
 	}
 	return nil
+}
+
+// The most work that a header of the largest size can make before it is refused.
+func TestLargestHeadersAreRefusedSoon(t *testing.T) {
+	base, _ := fixture(t, "luks2")
+	const size, room = 4 << 20, 4<<20 - binHeaderSize
+	names := []byte("{")
+	for n := 0; len(names) < room-20; n++ {
+		names = fmt.Appendf(names, `"%x":0,`, n)
+	}
+	texts := map[string][]byte{
+		"values":  []byte("[" + strings.Repeat("[],", room/3-1)),
+		"names":   names,
+		"string":  []byte(`{"tokens":{"0":{"x":"` + strings.Repeat("a", room-100) + `"}}}`),
+		"escapes": []byte(`{"tokens":{"0":{"x":"` + strings.Repeat(`\u0061`, room/6-100) + `"}}}`),
+	}
+	for name, text := range texts {
+		t.Run(name, func(t *testing.T) {
+			img := make(image, 9<<20)
+			copy(img, base[:binHeaderSize])
+			copy(img[8:], be64(size))
+			copy(img[binHeaderSize:], text)
+			clear(img[448:512])
+			sum := sha256.Sum256(img[:size])
+			copy(img[448:], sum[:])
+			mustRefuse(t, img, "LUKS header refused: ")
+		})
+	}
+	t.Run("a false second header at every place", func(t *testing.T) {
+		img := make(image, 9<<20)
+		for _, at := range headerSizes {
+			copy(img[at:], base[fixtureHeaderSize:][:binHeaderSize])
+			copy(img[at+8:], be64(uint64(at)))
+			copy(img[at+256:], be64(uint64(at)))
+		}
+		mustRefuse(t, img, "secondary header: checksum")
+	})
 }
 
 func TestVerdictIsNotAlwaysRight(t *testing.T) {

@@ -157,10 +157,10 @@ func (img image) seal() {
 	}
 }
 
-// text returns the LUKS2 metadata.
+// text returns a copy of the LUKS2 metadata.
 func (img image) text() []byte {
 	text, _, _ := bytes.Cut(img[binHeaderSize:fixtureHeaderSize], []byte{0})
-	return text
+	return bytes.Clone(text)
 }
 
 // setText replaces the metadata in both headers.

@@ -112,7 +112,7 @@ func FuzzLUKS2JSON(f *testing.F) {
 		if err == nil && (stdErr != nil || !json.Valid(text) || !same(n, std)) {
 			t.Fatalf("%q is accepted; encoding/json: %v %v", text, std, stdErr)
 		}
-		if len(text) >= fixtureHeaderSize-binHeaderSize || bytes.IndexByte(text, 0) >= 0 {
+		if err != nil || len(text) >= fixtureHeaderSize-binHeaderSize || bytes.IndexByte(text, 0) >= 0 {
 			return
 		}
 		img := bytes.Clone(base)

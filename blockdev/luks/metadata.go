@@ -213,9 +213,6 @@ func (h *Header) readSegment(segments map[int]*node, c Config) error {
 	if err := checkType(n, "segments.0", "crypt"); err != nil {
 		return err
 	}
-	if n.member("integrity") != nil {
-		return bad("segments.0.integrity", "not supported")
-	}
 	var s segmentJSON
 	if err := fill(n, "segments.0", &s); err != nil {
 		return err
@@ -270,6 +267,11 @@ func (h *Header) readKeyslot(id int, n *node, bound bool, limits Limits) error {
 	if err := fill(n, field, &j); err != nil {
 		return err
 	}
+	if bound {
+		if err := h.Segment.fitKey(j.KeySize, field+".key_size"); err != nil {
+			return err
+		}
+	}
 	s := slot{Keyslot: Keyslot{
 		ID: id, Bound: bound, KeySize: j.KeySize, AFHash: j.AF.Hash, AreaCipher: j.Area.Encryption, AreaKeySize: j.Area.KeySize,
 	}}
@@ -283,11 +285,6 @@ func (h *Header) readKeyslot(id int, n *node, bound bool, limits Limits) error {
 	var err error
 	if s.KDF, s.salt, err = readKDF(j.KDF, field+".kdf", limits); err != nil {
 		return err
-	}
-	if bound {
-		if err := h.Segment.fitKey(j.KeySize, field+".key_size"); err != nil {
-			return err
-		}
 	}
 	h.slots = append(h.slots, s)
 	h.Keyslots = append(h.Keyslots, s.Keyslot)
@@ -306,11 +303,9 @@ func (s *Segment) fitKey(size int, field string) error {
 	return nil
 }
 
-const maxUnboundKey = 512 // bytes; cryptsetup's bound on a volume key
-
 func (s *slot) checkArea(j keyslotJSON, field string, h *Header) error {
-	if j.KeySize < 1 || j.KeySize > maxUnboundKey {
-		return bad(field+".key_size", "%d is not supported", j.KeySize)
+	if j.KeySize < 1 {
+		return bad(field+".key_size", "no key has %d bytes", j.KeySize)
 	}
 	if j.AF.Type != "luks1" {
 		return bad(field+".af.type", "%q is not supported", printable(j.AF.Type))
@@ -337,7 +332,7 @@ func (s *slot) checkArea(j keyslotJSON, field string, h *Header) error {
 	if j.Area.Size > uint64(h.MetadataSize)-j.Area.Offset {
 		return bad(field+".area.size", "%d reaches past the key slot area", j.Area.Size)
 	}
-	if j.Area.Size < uint64(j.KeySize*stripes) {
+	if j.Area.Size < uint64(j.KeySize)*stripes {
 		return bad(field+".area.size", "%d is too small for the key", j.Area.Size)
 	}
 	s.AreaOffset, s.AreaSize = int64(j.Area.Offset), int64(j.Area.Size)
