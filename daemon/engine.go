@@ -159,11 +159,15 @@ func (e *Engine) setState(v *volume, to api.State, failure *api.Error) {
 	}
 }
 
-// Watch returns a channel of state changes and a function that ends it.
+// Watch returns a channel that begins with the states of all volumes and goes on with every change, and a function that
+// ends it. A watcher that does not read loses events.
 func (e *Engine) Watch() (<-chan api.Event, func()) {
-	w := make(chan api.Event, 256)
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	w := make(chan api.Event, len(e.volumes)+256)
+	for name, v := range e.volumes {
+		w <- api.Event{Version: api.Version, Time: v.public.Since, Name: name, State: v.public.State, Error: v.public.Error}
+	}
 	e.watchers[w] = struct{}{}
 	return w, func() {
 		e.mu.Lock()

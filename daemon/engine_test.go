@@ -86,10 +86,12 @@ type fakeDisk struct {
 	spec blockdev.Spec
 }
 
-func (d *fakeDisk) UUID() string          { return "6c9a2f0e-1111-4222-8333-444455556666" }
-func (d *fakeDisk) Header() *luks.Header  { return &luks.Header{Version: 2} }
-func (d *fakeDisk) Segment() luks.Segment { return luks.Segment{Cipher: "aes-xts-plain64", Length: 4096} }
-func (d *fakeDisk) Close()                { d.host.opened.Add(-1) }
+func (d *fakeDisk) UUID() string         { return "6c9a2f0e-1111-4222-8333-444455556666" }
+func (d *fakeDisk) Header() *luks.Header { return &luks.Header{Version: 2} }
+func (d *fakeDisk) Segment() luks.Segment {
+	return luks.Segment{Cipher: "aes-xts-plain64", Length: 4096}
+}
+func (d *fakeDisk) Close() { d.host.opened.Add(-1) }
 
 func (d *fakeDisk) Unlock(_ context.Context, key []byte, _ *luks.Budget) (*luks.VolumeKey, error) {
 	if string(key) != "right" {

@@ -1,10 +1,12 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/user"
+	"path/filepath"
 	"slices"
 	"strconv"
 
@@ -19,6 +21,41 @@ type PeerRule struct {
 
 // NoGroup is the rule for root and the daemon's own user.
 var NoGroup = PeerRule{Group: -1}
+
+// GroupRule is the rule for root, the daemon's own user and the members of a group; "" is NoGroup.
+func GroupRule(group string) (PeerRule, error) {
+	if group == "" {
+		return NoGroup, nil
+	}
+	g, err := user.LookupGroup(group)
+	if err != nil {
+		return NoGroup, fmt.Errorf("%w: group of the control socket: %w", ErrRequest, err)
+	}
+	id, err := strconv.Atoi(g.Gid)
+	return PeerRule{Group: id}, err
+}
+
+// Listen makes the control socket, which nobody can connect to before its mode is set. A socket that a dead daemon left is
+// replaced; one that answers is ErrBusy.
+func Listen(path string, rule PeerRule) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	if conn, err := net.Dial("unix", path); err == nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("%w: another daemon answers on %s", ErrBusy, path)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	old := unix.Umask(0o177)
+	listener, err := net.Listen("unix", path)
+	unix.Umask(old)
+	if err != nil || rule.Group < 0 {
+		return listener, err
+	}
+	return listener, errors.Join(os.Chown(path, -1, rule.Group), os.Chmod(path, 0o660))
+}
 
 func (p PeerRule) allows(peer *unix.Ucred) bool {
 	if peer.Uid == 0 || int(peer.Uid) == os.Geteuid() {

@@ -11,10 +11,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"os/user"
-	"path/filepath"
 	"runtime/debug"
-	"strconv"
 	"syscall"
 	"time"
 
@@ -92,7 +89,7 @@ func serve(o options, file *config.File, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	rule, err := peerRule(file.Daemon.SocketGroup)
+	rule, err := daemon.GroupRule(file.Daemon.SocketGroup)
 	if err != nil {
 		return err
 	}
@@ -162,19 +159,7 @@ func reload(o options, engine *daemon.Engine) error {
 	return nil
 }
 
-func peerRule(group string) (daemon.PeerRule, error) {
-	if group == "" {
-		return daemon.NoGroup, nil
-	}
-	g, err := user.LookupGroup(group)
-	if err != nil {
-		return daemon.NoGroup, fmt.Errorf("%w: daemon.socket_group: %w", config.ErrConfig, err)
-	}
-	id, err := strconv.Atoi(g.Gid)
-	return daemon.PeerRule{Group: id}, err
-}
-
-// listen takes the socket that systemd passes, or makes one that nobody could have connected to before its mode was set.
+// listen takes the socket that systemd passes, or makes its own.
 func listen(path string, rule daemon.PeerRule) (net.Listener, error) {
 	passed, err := activation.Listeners()
 	if err != nil {
@@ -183,24 +168,5 @@ func listen(path string, rule daemon.PeerRule) (net.Listener, error) {
 	if len(passed) > 0 {
 		return passed[0], nil
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, err
-	}
-	if conn, err := net.Dial("unix", path); err == nil {
-		_ = conn.Close()
-		return nil, fmt.Errorf("%w: another daemon answers on %s", daemon.ErrBusy, path)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	old := syscall.Umask(0o177)
-	listener, err := net.Listen("unix", path)
-	syscall.Umask(old)
-	if err != nil || rule.Group < 0 {
-		return listener, err
-	}
-	if err := os.Chown(path, -1, rule.Group); err != nil {
-		return nil, err
-	}
-	return listener, os.Chmod(path, 0o660)
+	return daemon.Listen(path, rule)
 }

@@ -5,7 +5,7 @@
 //	GET    /v1/volumes/{name}    Answer
 //	PUT    /v1/volumes/{name}    AttachRequest -> Answer     idempotent
 //	DELETE /v1/volumes/{name}    -> Answer                   idempotent
-//	GET    /v1/events            Event, one JSON object a line, until the caller hangs up
+//	GET    /v1/events            Event, one JSON object a line: all states of now, then every change, until the caller hangs up
 //
 // An AttachRequest is a JSON body, or, when the caller brings the key along (references - and ask), a multipart/form-data
 // body whose first part "request" is the JSON and whose second part "key" is the key, which never passes through JSON.
