@@ -1,0 +1,206 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"voldek/internal/testenv"
+)
+
+// The stories in testdata run the real binaries on volumes made by cryptsetup. Besides testscript's own commands:
+//
+//	exits CODE PROGRAM ARGS…   runs a program, which must end with that code; stdout and stderr can then be matched
+//	daemon start|stop|kill     voldekd on $WORK/voldek.sock with $WORK/voldek.toml; kill is SIGKILL, stop is SIGTERM
+//	eventually PROGRAM ARGS…   repeats a program until it succeeds
+//	damage FILE OFFSET COUNT   overwrites bytes of a file with 0xff
+func TestStories(t *testing.T) {
+	testenv.Long(t)
+	testenv.Root(t)
+	testenv.FUSE(t)
+	testenv.Tool(t, "cryptsetup")
+	bin := t.TempDir()
+	openToAll(t, bin)
+	testenv.Run(t, "go", "build", "-C", testenv.RepoRoot(), "-o", bin+"/", "./cmd/...")
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		RequireExplicitExec: true,
+		Setup: func(env *testscript.Env) error {
+			openToAll(t, env.WorkDir)
+			env.Setenv("PATH", bin+":/usr/sbin:/sbin:"+env.Getenv("PATH"))
+			env.Setenv("VOLDEK_SOCKET", filepath.Join(env.WorkDir, "voldek.sock"))
+			config := fmt.Sprintf("[daemon]\nrun_dir = %q\n", filepath.Join(env.WorkDir, "run"))
+			if err := os.WriteFile(filepath.Join(env.WorkDir, "voldek.toml"), []byte(config), 0o600); err != nil {
+				return err
+			}
+			d := &daemonProcess{env: env}
+			env.Values[daemonKey{}] = d
+			env.Defer(d.end)
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits": exits, "daemon": daemonCommand, "eventually": eventually, "damage": damage,
+		},
+	})
+}
+
+// openToAll lets other users reach a directory, for the stories of users without rights.
+func openToAll(t *testing.T, dir string) {
+	for dir := dir; dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// exits runs a program through "exec", so that its output can be matched, and compares its exit code.
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE PROGRAM ARGS…")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	err = ts.Exec(args[1], args[2:]...)
+	got := 0
+	var status *exec.ExitError
+	if errors.As(err, &status) {
+		got = status.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if got != want {
+		ts.Fatalf("exit code %d, want %d", got, want)
+	}
+}
+
+// patience bounds waits for conditions that always come true on a working machine, however slow.
+const patience = 2 * time.Minute
+
+func eventually(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 1 {
+		ts.Fatalf("usage: eventually PROGRAM ARGS…")
+	}
+	program, err := lookPath(ts.Getenv("PATH"), args[0])
+	ts.Check(err)
+	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+		cmd := exec.Command(program, args[1:]...)
+		cmd.Dir = ts.MkAbs(".")
+		cmd.Env = append(os.Environ(), "PATH="+ts.Getenv("PATH"), "VOLDEK_SOCKET="+ts.Getenv("VOLDEK_SOCKET"))
+		out, err := cmd.CombinedOutput()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("%v never succeeded: %v\n%s", args, err, out)
+		}
+	}
+}
+
+func damage(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: damage FILE OFFSET COUNT")
+	}
+	offset, err := strconv.ParseInt(args[1], 0, 64)
+	ts.Check(err)
+	count, err := strconv.Atoi(args[2])
+	ts.Check(err)
+	f, err := os.OpenFile(ts.MkAbs(args[0]), os.O_WRONLY, 0)
+	ts.Check(err)
+	_, err = f.WriteAt(bytes.Repeat([]byte{0xff}, count), offset)
+	ts.Check(err)
+	ts.Check(f.Close())
+}
+
+// daemonKey finds the daemonProcess of a story.
+type daemonKey struct{}
+
+// daemonProcess is the voldekd of one story.
+type daemonProcess struct {
+	env *testscript.Env
+	cmd *exec.Cmd
+	log bytes.Buffer
+}
+
+func daemonCommand(ts *testscript.TestScript, neg bool, args []string) {
+	d := ts.Value(daemonKey{}).(*daemonProcess)
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: daemon start|stop|kill")
+	}
+	switch args[0] {
+	case "start":
+		ts.Check(d.start())
+	case "stop":
+		ts.Check(d.signal(syscall.SIGTERM))
+	case "kill":
+		ts.Check(d.signal(syscall.SIGKILL))
+	default:
+		ts.Fatalf("daemon %s?", args[0])
+	}
+}
+
+func (d *daemonProcess) start() error {
+	socket := d.env.Getenv("VOLDEK_SOCKET")
+	program, err := lookPath(d.env.Getenv("PATH"), "voldekd")
+	if err != nil {
+		return err
+	}
+	d.cmd = exec.Command(program, "--config", filepath.Join(d.env.WorkDir, "voldek.toml"), "--socket", socket)
+	d.cmd.Dir = d.env.WorkDir
+	d.cmd.Stderr = &d.log
+	d.log.Reset()
+	if err := d.cmd.Start(); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		conn, err := net.Dial("unix", socket)
+		if err == nil {
+			return conn.Close()
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("the daemon does not listen: %w\n%s", err, d.log.String())
+		}
+	}
+}
+
+func (d *daemonProcess) signal(s syscall.Signal) error {
+	if d.cmd == nil {
+		return errors.New("the daemon is not running")
+	}
+	err := d.cmd.Process.Signal(s)
+	_ = d.cmd.Wait()
+	d.cmd = nil
+	return err
+}
+
+// end stops the daemon and takes down what a killed one left.
+func (d *daemonProcess) end() {
+	if d.cmd != nil {
+		_ = d.signal(syscall.SIGTERM)
+	}
+	d.env.T().Log("the daemon's log:\n" + d.log.String())
+	mounts, _ := filepath.Glob(filepath.Join(d.env.WorkDir, "run", "fuse", "*"))
+	for _, dir := range append(mounts, filepath.Join(d.env.WorkDir, "mnt")) {
+		_ = syscall.Unmount(dir, syscall.MNT_DETACH)
+	}
+}
+
+func lookPath(path, program string) (string, error) {
+	for _, dir := range filepath.SplitList(path) {
+		file := filepath.Join(dir, program)
+		if info, err := os.Stat(file); err == nil && info.Mode().Perm()&0o111 != 0 {
+			return file, nil
+		}
+	}
+	return "", fmt.Errorf("%s: %w", program, fs.ErrNotExist)
+}
