@@ -91,6 +91,10 @@ func Load(path string) (*File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
+	if file.HoldsSecrets() && info.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("%s: %w: a KMS URI holds a secret, and others may read the file; chmod 600, or name a keyFile= or "+
+			"keyCredential= instead", path, ErrConfig)
+	}
 	return file, nil
 }
 
