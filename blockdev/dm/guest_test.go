@@ -177,7 +177,7 @@ func writeDevice(t *testing.T, path string, data []byte) {
 // The suite that the FUSE export passes too. Its random sequences are fewer here, where the processor is emulated.
 func TestGuestSuite(t *testing.T) {
 	testenv.Guest(t)
-	if err := flag.Set("rapid.checks", "10"); err != nil {
+	if err := flag.Set("rapid.checks", "5"); err != nil {
 		t.Fatal(err)
 	}
 	exporttest.Run(t, func(t *testing.T, v exporttest.Case) exporttest.Export {

@@ -189,7 +189,7 @@ func Guest(t testing.TB) {
 	t.Helper()
 	Long(t)
 	if os.Getenv("VOLDEK_GUEST") == "" {
-		Skip(t, "runs inside a test VM")
+		Skip(t, "needs device-mapper")
 	}
 }
 

@@ -63,7 +63,7 @@ func newApt(t testing.TB, suite string) *apt {
 	if suite == "" {
 		return a
 	}
-	site, err := a.output("apt-get", "indextargets", "--format", "$(SITE)", "Origin: Debian", "Created-By: Packages")
+	site, err := a.output("apt-get", "indextargets", "--format", "$(SITE)", "Label: Debian", "Created-By: Packages")
 	if err != nil {
 		t.Fatal(err)
 	}
