@@ -51,6 +51,11 @@ func (d *disk) readAt(p []byte, off int64) (n int, err error) {
 	p = p[:min(int64(len(p)), d.size-off)]
 	lock := d.locks.lock(d.sectorsOf(off, len(p), false))
 	defer d.locks.unlock(lock)
+	return d.read(p, off)
+}
+
+// read reads what lies within the volume, in a range that is locked.
+func (d *disk) read(p []byte, off int64) (n int, err error) {
 	for n < len(p) {
 		piece, skip := d.piece(p[n:], off+int64(n))
 		if len(piece)%d.sectorSize == 0 {
@@ -81,6 +86,11 @@ func (d *disk) writeAt(p []byte, off int64) (n int, err error) {
 	p = p[:min(int64(len(p)), d.size-off)]
 	lock := d.locks.lock(d.sectorsOf(off, len(p), true))
 	defer d.locks.unlock(lock)
+	return d.write(p, off)
+}
+
+// write writes what lies within the volume, in a range that is locked for writing.
+func (d *disk) write(p []byte, off int64) (n int, err error) {
 	for n < len(p) {
 		piece, skip := d.piece(p[n:], off+int64(n))
 		at := off + int64(n-skip)
@@ -169,14 +179,16 @@ func (d *disk) crypt(p []byte, off int64, f func(dst, src []byte, firstSector ui
 
 // sync makes what was written durable. Once it has failed it fails for ever, with the same error: Linux drops the pages it
 // could not write and reports that once, so a later success would be a lie. One flush serves all who asked before it began.
-func (d *disk) sync() error {
-	seen := d.started.Load()
+func (d *disk) sync() error { return d.syncSince(d.started.Load()) }
+
+// syncSince is sync for who asked when begun flushes had begun.
+func (d *disk) syncSince(begun uint64) error {
 	d.flushing.Lock()
 	defer d.flushing.Unlock()
 	if d.failed != nil {
 		return d.failed
 	}
-	if d.completed > seen {
+	if d.completed > begun {
 		return nil
 	}
 	number := d.started.Add(1)

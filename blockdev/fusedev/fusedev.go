@@ -21,6 +21,7 @@ import (
 var (
 	// ErrUnavailable means that this host or this user has no FUSE.
 	ErrUnavailable = exit.New(exit.NoBackend, "FUSE is not available")
+	errNoHelper    = fmt.Errorf("%w: no right to mount, and fusermount3 is not installed", ErrUnavailable)
 	// ErrBusy means that something still holds the export: an open file, a mapping, a loop device, a working directory.
 	ErrBusy = exit.New(exit.Busy, "still in use")
 )
@@ -74,7 +75,7 @@ type Server struct {
 // Available reports whether Mount can be expected to work, or ErrUnavailable and why not.
 func Available() error {
 	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
+	if err != nil { // fusermount3 opens it with the user's rights too
 		return fmt.Errorf("%w: open /dev/fuse: %w", ErrUnavailable, err)
 	}
 	_ = unix.Close(fd)
@@ -82,7 +83,7 @@ func Available() error {
 		return nil
 	}
 	if _, err := fusermount(); err != nil {
-		return fmt.Errorf("%w: no right to mount, and fusermount3 is not installed", ErrUnavailable)
+		return errNoHelper
 	}
 	return nil
 }

@@ -16,6 +16,7 @@ const maxData = 1 << 20
 const (
 	opRead      = 15
 	opWrite     = 16
+	opReadDir   = 28
 	opInterrupt = 36
 
 	inHeaderSize  = 40

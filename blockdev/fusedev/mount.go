@@ -52,7 +52,7 @@ func mountDirect(dir, name string, readOnly bool) (*mount, error) {
 func mountHelper(dir, name string, readOnly bool) (*mount, error) {
 	program, err := fusermount()
 	if err != nil {
-		return nil, fmt.Errorf("%w: no right to mount, and fusermount3 is not installed", ErrUnavailable)
+		return nil, errNoHelper
 	}
 	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

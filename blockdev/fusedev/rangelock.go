@@ -7,6 +7,7 @@ import "sync"
 type rangeLock struct {
 	mu    sync.Mutex
 	spans []*span // held and waiting, in the order of arrival
+	spare []*span
 }
 
 type span struct {
@@ -22,8 +23,9 @@ func (s *span) conflicts(o *span) bool {
 
 // lock waits for the range [begin, end), and returns what unlock needs.
 func (l *rangeLock) lock(begin, end int64, write bool) *span {
-	s := &span{begin: begin, end: end, write: write}
 	l.mu.Lock()
+	s := l.newSpan()
+	*s = span{begin: begin, end: end, write: write}
 	for _, earlier := range l.spans {
 		if s.conflicts(earlier) {
 			s.ahead++
@@ -33,10 +35,20 @@ func (l *rangeLock) lock(begin, end int64, write bool) *span {
 		s.turn = make(chan struct{})
 	}
 	l.spans = append(l.spans, s)
+	turn := s.turn
 	l.mu.Unlock()
-	if s.turn != nil {
-		<-s.turn
+	if turn != nil {
+		<-turn
 	}
+	return s
+}
+
+func (l *rangeLock) newSpan() *span {
+	if len(l.spare) == 0 {
+		return new(span)
+	}
+	s := l.spare[len(l.spare)-1]
+	l.spare = l.spare[:len(l.spare)-1]
 	return s
 }
 
@@ -56,4 +68,5 @@ func (l *rangeLock) unlock(s *span) {
 		}
 	}
 	l.spans = append(l.spans[:at], l.spans[at+1:]...)
+	l.spare = append(l.spare, s)
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"syscall"
 	"testing"
 	"time"
 
@@ -83,16 +84,23 @@ type child struct {
 // serve starts a server for v on the file or device backing, and takes it down with the test.
 func serve(t *testing.T, backing string, v Volume) *child {
 	t.Helper()
-	flags := os.O_RDWR
-	if v.ReadOnly {
-		flags = os.O_RDONLY
-	}
-	c := &child{t: t, dir: t.TempDir()}
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.cmd = exec.Command(self)
+	return serveIn(t, t.TempDir(), backing, v, self, nil)
+}
+
+// serveIn is serve with everything chosen: the directory, the test binary, and as whom it runs.
+func serveIn(t *testing.T, dir, backing string, v Volume, program string, as *syscall.SysProcAttr) *child {
+	t.Helper()
+	flags := os.O_RDWR
+	if v.ReadOnly {
+		flags = os.O_RDONLY
+	}
+	var err error
+	c := &child{t: t, dir: dir, cmd: exec.Command(program)}
+	c.cmd.SysProcAttr = as
 	c.cmd.Env = append(os.Environ(), serveEnv+"=1")
 	c.cmd.Stderr = os.Stderr
 	if c.stdin, err = c.cmd.StdinPipe(); err != nil {

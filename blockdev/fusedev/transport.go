@@ -10,13 +10,13 @@ import (
 )
 
 // An export's memory is bounded by its buffers. Each reader has one for the largest request. When all readers are busy but
-// one, that one gives a small request away, to a goroutine with a small buffer, and goes on reading: so many small
-// requests can wait for a slow disk at once, while large ones, and any number that a fast disk answers at once, are
-// handled where they were read.
+// one, that one gives a small request away, to a helper with a small buffer, and goes on reading: so many small requests
+// can wait for a slow disk at once, while large ones, and any number that a fast disk answers at once, are handled where
+// they were read. Nothing is allocated for a request.
 const (
 	readers   = 4
 	smallData = 32 << 10
-	smalls    = 32
+	helpers   = 32
 
 	bigBuffer   = headroom + maxData
 	smallBuffer = headroom + smallData
@@ -24,7 +24,7 @@ const (
 
 // mapBuffers maps the memory of all buffers. Pages are taken when they are first used.
 func mapBuffers() ([]byte, error) {
-	memory, err := unix.Mmap(-1, 0, readers*bigBuffer+smalls*smallBuffer, unix.PROT_READ|unix.PROT_WRITE,
+	memory, err := unix.Mmap(-1, 0, readers*bigBuffer+helpers*smallBuffer, unix.PROT_READ|unix.PROT_WRITE,
 		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return nil, fmt.Errorf("map buffers: %w", err)
@@ -38,19 +38,28 @@ type transport struct {
 	fd      int
 	handler *handler
 	big     []buffer
-	small   chan buffer  // free ones
+	helpers []*helper
+	idle    chan *helper
 	waiting atomic.Int32 // readers waiting for a request
-	running sync.WaitGroup
+	reading sync.WaitGroup
+	helping sync.WaitGroup
+}
+
+// helper answers one small request at a time: it is told the length of one in its buffer.
+type helper struct {
+	buffer buffer
+	work   chan int
 }
 
 func newTransport(fd int, h *handler, memory []byte) *transport {
-	t := &transport{fd: fd, handler: h, small: make(chan buffer, smalls)}
+	t := &transport{fd: fd, handler: h, idle: make(chan *helper, helpers)}
 	for range readers {
 		t.big = append(t.big, memory[:bigBuffer:bigBuffer])
 		memory = memory[bigBuffer:]
 	}
-	for range smalls {
-		t.small <- memory[:smallBuffer:smallBuffer]
+	for range helpers {
+		h := &helper{memory[:smallBuffer:smallBuffer], make(chan int)}
+		t.helpers = append(t.helpers, h)
 		memory = memory[smallBuffer:]
 	}
 	return t
@@ -68,12 +77,32 @@ func (t *transport) init() error {
 
 // start serves until the mount is gone; wait waits for that and for the last answer.
 func (t *transport) start() {
+	for _, h := range t.helpers {
+		t.helping.Go(func() { t.help(h) })
+	}
 	for _, b := range t.big {
-		t.running.Go(func() { t.serve(b) })
+		t.reading.Go(func() { t.serve(b) })
 	}
 }
 
-func (t *transport) wait() { t.running.Wait() }
+func (t *transport) wait() {
+	t.reading.Wait()
+	for _, h := range t.helpers {
+		close(h.work)
+	}
+	t.helping.Wait()
+}
+
+func (t *transport) help(h *helper) {
+	for {
+		t.idle <- h
+		n, ok := <-h.work
+		if !ok {
+			return
+		}
+		t.answer(h.buffer, n)
+	}
+}
 
 func (t *transport) serve(b buffer) {
 	for {
@@ -96,25 +125,34 @@ func (t *transport) serve(b buffer) {
 	}
 }
 
-// handOver gives a small request to a goroutine of its own, if a small buffer is free.
+// handOver gives a small request to a helper, if one is idle.
 func (t *transport) handOver(b buffer, n int) bool {
-	if n > ioHeaderSize+smallData || n >= ioHeaderSize && header(b.request()).Opcode == opRead && readIn(b.request()).Size > smallData {
+	if n > ioHeaderSize+smallData || answerSize(b, n) > smallData {
 		return false
 	}
 	select {
-	case small := <-t.small:
-		copy(small.request(), b.request()[:n])
+	case h := <-t.idle:
+		copy(h.buffer.request(), b.request()[:n])
 		if n > ioHeaderSize {
 			clear(b.data()[:n-ioHeaderSize])
 		}
-		t.running.Go(func() {
-			t.answer(small, n)
-			t.small <- small
-		})
+		h.work <- n
 		return true
 	default:
 		return false
 	}
+}
+
+// answerSize is how much data the answer can hold.
+func answerSize(b buffer, n int) uint32 {
+	if n < ioHeaderSize {
+		return 0
+	}
+	switch in := readIn(b.request()); in.Opcode {
+	case opRead, opReadDir:
+		return in.Size
+	}
+	return 0
 }
 
 // answer handles the request and sends the answer. ENOENT means that who asked is gone. Plaintext does not stay in b.
