@@ -50,16 +50,10 @@ func (a *Attempt) Unlock(ctx context.Context, disk Disk) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	fetchCtx := ctx
-	if a.Timeout > 0 {
-		var cancel context.CancelFunc
-		fetchCtx, cancel = context.WithTimeout(ctx, a.Timeout)
-		defer cancel()
-	}
 	var failures []error
 	result := &Result{}
 	for i, ref := range refs {
-		err := a.try(ctx, fetchCtx, disk, ref, result)
+		err := a.try(ctx, a.share(result.Fetch, len(refs)-i), disk, ref, result)
 		if err == nil {
 			return result, nil
 		}
@@ -74,7 +68,22 @@ func (a *Attempt) Unlock(ctx context.Context, disk Disk) (*Result, error) {
 	return nil, mostUseful(failures)
 }
 
-func (a *Attempt) try(ctx, fetchCtx context.Context, disk Disk, ref keyclient.Ref, result *Result) error {
+// share is the time for one of the references that are left: an equal part, so that a dead service leaves time for the
+// next; 0 is no limit.
+func (a *Attempt) share(used time.Duration, left int) time.Duration {
+	if a.Timeout <= 0 {
+		return 0
+	}
+	return max((a.Timeout-used)/time.Duration(left), time.Millisecond)
+}
+
+func (a *Attempt) try(ctx context.Context, timeout time.Duration, disk Disk, ref keyclient.Ref, result *Result) error {
+	fetchCtx := ctx
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		fetchCtx, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
+	}
 	now := a.Now
 	if now == nil {
 		now = time.Now
