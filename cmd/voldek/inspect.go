@@ -12,8 +12,10 @@ import (
 	"voldek/blockdev/luks"
 	"voldek/daemon/api"
 	"voldek/internal/cli"
-	"voldek/internal/config"
 )
+
+// inspectLimits lets a header be looked at that asks for more memory than this host would give to open it.
+var inspectLimits = luks.Limits{Argon2Memory: 4 << 30}
 
 func inspectCommand(c *command) *cobra.Command {
 	var header string
@@ -21,17 +23,13 @@ func inspectCommand(c *command) *cobra.Command {
 		Use:   "inspect DEVICE",
 		Short: "Show a LUKS header: cipher, key slots, tokens",
 		Long: `Reads and validates the LUKS header of DEVICE and shows what it says. It needs no key and no daemon, and on an image file
-no root. A header that voldek would not open is refused with exit code 17 and the name of the field.`,
+no root. A header that is not on the list of what voldek opens is refused with exit code 17 and the name of the field.`,
 		Example: `  voldek inspect /dev/vdb
   voldek inspect disk.img --header disk.hdr --json`,
 		Args: exactArgs("DEVICE"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			c.about.Device = args[0]
-			file, err := config.Load(c.config)
-			if err != nil {
-				return err
-			}
-			h, err := blockdev.Inspect(args[0], header, file.Limits())
+			h, err := blockdev.Inspect(args[0], header, inspectLimits)
 			if err != nil {
 				return err
 			}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -25,7 +26,45 @@ import (
 //	daemon start|stop|kill     voldekd on $WORK/voldek.sock with $WORK/voldek.toml; kill is SIGKILL, stop is SIGTERM
 //	eventually PROGRAM ARGS…   repeats a program until it succeeds
 //	damage FILE OFFSET COUNT   overwrites bytes of a file with 0xff
-func TestStories(t *testing.T) {
+func TestStories(t *testing.T) { runStories(t, "testdata", func(*testscript.Env) error { return nil }) }
+
+// The stories in testdata/barbican have a real Keystone and Barbican, as [service.mine] for the project that owns
+// $UUID and as [service.theirs] for a user of another project; [service.away] is a closed port.
+func TestBarbicanStories(t *testing.T) {
+	testenv.Long(t)
+	openstack := testenv.OpenStack(t)
+	uuid, key := openstack.OrderKey(t, 256)
+	gone, _ := openstack.OrderKey(t, 256)
+	openstack.Delete(t, gone)
+	runStories(t, "testdata/barbican", func(env *testscript.Env) error {
+		env.Setenv("UUID", uuid)
+		env.Setenv("GONE", gone)
+		passphrase, password := filepath.Join(env.WorkDir, "passphrase"), filepath.Join(env.WorkDir, "password")
+		service := func(name, url, user, project string) string {
+			return fmt.Sprintf("[service.%s]\ntype = \"barbican\"\nauth_url = %q\nusername = %q\nproject_id = %q\npassword = \"file:%s\"\n"+
+				"region = %q\nca_file = %q\n", name, url, user, project, password, openstack.Region, openstack.CAFile)
+		}
+		config := service("mine", openstack.AuthURL, openstack.Creator, openstack.ProjectID) + "default = true\n" +
+			service("theirs", openstack.AuthURL, openstack.OtherUser, openstack.OtherProject) +
+			service("away", "https://127.0.0.1:9/v3", openstack.Creator, openstack.ProjectID)
+		return errors.Join(
+			os.WriteFile(passphrase, []byte(hex.EncodeToString(key)), 0o600),
+			os.WriteFile(password, []byte(openstack.Password), 0o600),
+			appendFile(filepath.Join(env.WorkDir, "voldek.toml"), config))
+	})
+}
+
+func appendFile(path, text string) error {
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Close())
+}
+
+// runStories runs the scripts of a directory, each with a work directory, a configuration and a daemon of its own.
+func runStories(t *testing.T, dir string, setup func(*testscript.Env) error) {
 	testenv.Long(t)
 	testenv.Root(t)
 	testenv.FUSE(t)
@@ -34,7 +73,7 @@ func TestStories(t *testing.T) {
 	openToAll(t, bin)
 	testenv.Run(t, "go", "build", "-C", testenv.RepoRoot(), "-o", bin+"/", "./cmd/...")
 	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata",
+		Dir:                 dir,
 		RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
 			openToAll(t, env.WorkDir)
@@ -47,7 +86,7 @@ func TestStories(t *testing.T) {
 			d := &daemonProcess{env: env}
 			env.Values[daemonKey{}] = d
 			env.Defer(d.end)
-			return nil
+			return setup(env)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "daemon": daemonCommand, "eventually": eventually, "damage": damage,
