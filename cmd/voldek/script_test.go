@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -23,9 +24,10 @@ import (
 // The stories in testdata run the real binaries on volumes made by cryptsetup. Besides testscript's own commands:
 //
 //	exits CODE PROGRAM ARGS…   runs a program, which must end with that code; stdout and stderr can then be matched
-//	daemon start|stop|kill     voldekd on $WORK/voldek.sock with $WORK/voldek.toml; kill is SIGKILL, stop is SIGTERM
+//	daemon start|stop|kill     voldekd on $WORK/voldek.sock with $WORK/voldek.toml, as $DAEMON_PID; kill is SIGKILL, stop is SIGTERM
 //	eventually PROGRAM ARGS…   repeats a program until it succeeds
 //	damage FILE OFFSET COUNT   overwrites bytes of a file with 0xff
+//	exposes COUNT FILE         how often the daemon's memory holds the bytes of a file
 func TestStories(t *testing.T) { runStories(t, "testdata", func(*testscript.Env) error { return nil }) }
 
 // The stories in testdata/barbican have a real Keystone and Barbican, as [service.mine] for the project that owns
@@ -89,7 +91,7 @@ func runStories(t *testing.T, dir string, setup func(*testscript.Env) error) {
 			return setup(env)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "daemon": daemonCommand, "eventually": eventually, "damage": damage,
+			"exits": exits, "daemon": daemonCommand, "eventually": eventually, "damage": damage, "exposes": exposes,
 		},
 	})
 }
@@ -161,6 +163,37 @@ func damage(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(f.Close())
 }
 
+// exposes searches all memory of the daemon, as root can.
+func exposes(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: exposes COUNT FILE")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	needle := []byte(ts.ReadFile(args[1]))
+	pid := ts.Value(daemonKey{}).(*daemonProcess).cmd.Process.Pid
+	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
+	ts.Check(err)
+	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
+	ts.Check(err)
+	defer mem.Close()
+	found, searched := 0, 0
+	for line := range strings.Lines(string(maps)) {
+		var from, to int64
+		var mode string
+		if _, err := fmt.Sscanf(line, "%x-%x %s", &from, &to, &mode); err != nil || mode[0] != 'r' {
+			continue
+		}
+		part := make([]byte, to-from)
+		n, _ := mem.ReadAt(part, from) // what the kernel keeps to itself cannot be read
+		searched += n
+		found += bytes.Count(part[:n], needle)
+	}
+	if found != want || searched < 1<<20 {
+		ts.Fatalf("%d copies in %d bytes of memory, want %d", found, searched, want)
+	}
+}
+
 // daemonKey finds the daemonProcess of a story.
 type daemonKey struct{}
 
@@ -179,6 +212,7 @@ func daemonCommand(ts *testscript.TestScript, neg bool, args []string) {
 	switch args[0] {
 	case "start":
 		ts.Check(d.start())
+		ts.Setenv("DAEMON_PID", strconv.Itoa(d.cmd.Process.Pid))
 	case "stop":
 		ts.Check(d.signal(syscall.SIGTERM))
 	case "kill":
