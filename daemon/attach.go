@@ -62,7 +62,9 @@ func checkRequest(request *api.AttachRequest) ([]keyclient.Ref, error) {
 }
 
 // joinOrStart returns the volume where it is open as requested, or else the operation to wait for before looking again.
-func (e *Engine) joinOrStart(request api.AttachRequest, refs []keyclient.Ref, id blockdev.DeviceID, supplied *secret.Buffer) (api.Volume, *operation, error) {
+func (e *Engine) joinOrStart(
+	request api.AttachRequest, refs []keyclient.Ref, id blockdev.DeviceID, supplied *secret.Buffer,
+) (api.Volume, *operation, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.stopping {
@@ -77,8 +79,8 @@ func (e *Engine) joinOrStart(request api.AttachRequest, refs []keyclient.Ref, id
 		e.volumes[request.Name] = v
 	}
 	e.noticeLoss(v)
-	busy := v.running != nil || v.public.State == api.Open
-	if busy && !(v.running != nil && v.running.detach) && !(v.id == id && sameVolume(v.request.Spec, request.Spec)) {
+	attaching := v.running != nil && !v.running.detach
+	if (attaching || v.public.State == api.Open) && !(v.id == id && sameVolume(v.request.Spec, request.Spec)) {
 		return api.Volume{}, nil, fmt.Errorf("%s: %w as %s, from %s with other options", request.Device, ErrBusy, request.Name, v.public.Device)
 	}
 	if v.running != nil {
