@@ -5,6 +5,7 @@ import (
 	"crypto/aes"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -339,6 +340,36 @@ func TestSyncIsShared(t *testing.T) {
 	d.flush = func() error { return unix.EIO }
 	if d.syncSince(3) != unix.EIO || d.syncSince(0) != unix.EIO {
 		t.Error("a failure was not shared")
+	}
+}
+
+func TestReader(t *testing.T) {
+	v := testVolume(tempFile(t, 1<<16), 1<<16, 4096)
+	want := plaintext(t, v)
+	r, err := NewReader(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(io.NewSectionReader(r, 5, 1<<20))
+	if err != nil || !bytes.Equal(got, want[5:]) {
+		t.Errorf("read all: %d bytes, %v", len(got), err)
+	}
+	if n, err := r.ReadAt(make([]byte, 10), 1<<16-4); n != 4 || err != io.EOF {
+		t.Errorf("at the end: %d, %v", n, err)
+	}
+	if _, err := r.ReadAt(make([]byte, 10), -1); err == nil {
+		t.Error("negative offset")
+	}
+	if err := v.Backing.Truncate(1 << 15); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.ReadAt(make([]byte, 10), 1<<15); !errors.Is(err, unix.EIO) {
+		t.Errorf("truncated backing: %v", err)
+	}
+	r.Close()
+	v.Key = v.Key[:5]
+	if _, err := NewReader(v); err == nil {
+		t.Error("key of 5 bytes")
 	}
 }
 

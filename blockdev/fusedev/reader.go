@@ -3,6 +3,8 @@ package fusedev
 import (
 	"io"
 
+	"golang.org/x/sys/unix"
+
 	"voldek/blockdev/xts"
 )
 
@@ -25,6 +27,9 @@ func NewReader(v Volume) (*Reader, error) {
 // ReadAt implements io.ReaderAt: off and len(p) are bytes of plaintext and need no alignment. What the backing file fails
 // to give is an error, never zeros.
 func (r *Reader) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, unix.EINVAL
+	}
 	n, err := r.disk.readAt(p, off)
 	if err == nil && n < len(p) {
 		err = io.EOF

@@ -111,6 +111,9 @@ func (t *transport) serve(b buffer) {
 		last := t.waiting.Add(-1) == 0
 		switch err {
 		case nil:
+			if n == 0 {
+				return
+			}
 		case unix.EINTR, unix.EAGAIN, unix.ENOENT: // ENOENT: the request was taken back
 			continue
 		case unix.ENODEV: // unmounted
