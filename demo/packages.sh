@@ -2,9 +2,9 @@
 # packages.sh demo|openstack|test   Installs the Debian packages that a step needs and that are missing.
 set -euo pipefail
 export PATH=$PATH:/usr/sbin:/sbin
-demo="cryptsetup-bin openssl"
-openstack="$demo python3-keystone python3-barbican python3-barbicanclient uwsgi-core uwsgi-plugin-python3 curl jq qemu-utils e2fsprogs"
-test="$openstack qemu-system-x86 busybox-static cpio kmod xz-utils fio nbdkit libnbd-bin fuse3 dmsetup cryptsetup udev util-linux"
+demo="cryptsetup-bin openssl fuse3"
+openstack="$demo python3-keystone python3-barbican python3-barbicanclient uwsgi-core uwsgi-plugin-python3 curl jq qemu-utils e2fsprogs util-linux"
+test="$openstack qemu-system-x86 busybox-static kmod xz-utils fio nbdkit libnbd-bin groff-base dmsetup cryptsetup udev debian-archive-keyring debootstrap"
 wanted=${!1:?usage: packages.sh demo|openstack|test}
 missing=
 for package in $wanted; do
