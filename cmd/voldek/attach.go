@@ -145,7 +145,6 @@ func detachCommand(c *command) *cobra.Command {
 		Example: `  voldek detach pg-data`,
 		Args:    exactArgs("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c.about.Name = args[0]
 			volume, err := client.New(c.socket).Detach(cmd.Context(), args[0])
 			if err != nil {
 				return err

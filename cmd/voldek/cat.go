@@ -17,7 +17,7 @@ var errTerminal = exit.New(exit.Usage, "plaintext is not written to a terminal; 
 
 func catCommand(c *command) *cobra.Command {
 	spec := blockdev.Spec{ReadOnly: true}
-	var keys []string
+	var keys keySource
 	var offset, length int64
 	command := &cobra.Command{
 		Use:   "cat DEVICE --key REF",
@@ -38,14 +38,14 @@ no device-mapper and no FUSE, and on an image file no root: the way out when not
 		},
 	}
 	flags := command.Flags()
-	keyFlag(flags, &keys)
+	keys.addFlags(flags)
 	specFlags(flags, &spec, "plain-offset")
 	flags.Int64Var(&offset, "offset", 0, "first byte of the plaintext")
 	flags.Int64Var(&length, "length", -1, "bytes (default: to the end)")
 	return command
 }
 
-func (c *command) cat(ctx context.Context, spec blockdev.Spec, keys []string, offset, length int64) error {
+func (c *command) cat(ctx context.Context, spec blockdev.Spec, keys keySource, offset, length int64) error {
 	u, err := c.open(ctx, spec, keys)
 	if err != nil {
 		return err

@@ -16,7 +16,7 @@ import (
 
 func exportCommand(c *command) *cobra.Command {
 	var spec blockdev.Spec
-	var keys []string
+	var keys keySource
 	command := &cobra.Command{
 		Use:   "export DEVICE DIR --key REF",
 		Short: "Export a volume as the file DIR/volume through FUSE, in the foreground and without the daemon",
@@ -37,14 +37,14 @@ unmounted or interrupted. On an image file it needs no root, only fusermount3.`,
 		},
 	}
 	flags := command.Flags()
-	keyFlag(flags, &keys)
+	keys.addFlags(flags)
 	specFlags(flags, &spec, "offset")
 	flags.BoolVar(&spec.ReadOnly, "read-only", false, "never write to DEVICE")
 	flags.BoolVar(&spec.AllowDiscards, "allow-discards", false, "pass discards on; they show which sectors are unused")
 	return command
 }
 
-func (c *command) export(ctx context.Context, spec blockdev.Spec, keys []string, dir string) error {
+func (c *command) export(ctx context.Context, spec blockdev.Spec, keys keySource, dir string) error {
 	u, err := c.open(ctx, spec, keys)
 	if err != nil {
 		return err

@@ -49,7 +49,6 @@ func statusCommand(c *command) *cobra.Command {
 		Example: `  voldek status pg-data`,
 		Args:    exactArgs("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c.about.Name = args[0]
 			volume, err := client.New(c.socket).Status(cmd.Context(), args[0])
 			if err != nil {
 				return err

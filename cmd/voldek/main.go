@@ -27,7 +27,7 @@ type command struct {
 
 func main() {
 	ctx, stop := cli.Signals()
-	c := &command{}
+	c := &command{about: cli.Subject{Help: "voldek --help"}}
 	err := c.harden()
 	if err == nil {
 		err = newRoot(c).ExecuteContext(ctx)

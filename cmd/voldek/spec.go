@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -49,7 +50,6 @@ func (c *command) complete(spec *blockdev.Spec, device string) (err error) {
 	if spec.Name == "" {
 		spec.Name = nameOf(device)
 	}
-	c.about.Name = spec.Name
 	return spec.Check()
 }
 
@@ -88,9 +88,20 @@ type unlocked struct {
 	volumeKey *secret.Buffer
 }
 
+// keySource is where the verbs that need no daemon have their key from.
+type keySource struct {
+	refs    []string
+	timeout time.Duration
+}
+
+func (k *keySource) addFlags(flags *pflag.FlagSet) {
+	keyFlag(flags, &k.refs)
+	flags.DurationVar(&k.timeout, "timeout", 30*time.Second, "for fetching the key")
+}
+
 // open opens a device in this process, for the verbs that need no daemon. The caller wipes the key and closes the device.
-func (c *command) open(ctx context.Context, spec blockdev.Spec, keys []string) (*unlocked, error) {
-	refs, err := parseKeys(keys)
+func (c *command) open(ctx context.Context, spec blockdev.Spec, keys keySource) (*unlocked, error) {
+	refs, err := parseKeys(keys.refs)
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +118,7 @@ func (c *command) open(ctx context.Context, spec blockdev.Spec, keys []string) (
 	if err != nil {
 		return nil, err
 	}
-	attempt := unlock.Attempt{Name: spec.Name, Refs: refs, Keys: clients, Budget: file.Budget()}
+	attempt := unlock.Attempt{Name: spec.Name, Refs: refs, Keys: clients, Budget: file.Budget(), Timeout: keys.timeout}
 	result, err := attempt.Unlock(ctx, device)
 	if err != nil {
 		device.Close()

@@ -51,7 +51,7 @@ func main() {
 		}
 		os.Exit(int(exit.Usage))
 	}
-	os.Exit(int(cli.Report(os.Stderr, run(o), cli.Subject{}, false)))
+	os.Exit(int(cli.Report(os.Stderr, run(o), cli.Subject{Help: "man voldek.toml"}, false)))
 }
 
 func run(o options) error {

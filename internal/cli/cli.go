@@ -31,7 +31,10 @@ func (e UsageError) Error() string       { return e.Err.Error() }
 func (e UsageError) ExitCode() exit.Code { return exit.Usage }
 
 // Subject is what an error is about, for its hint.
-type Subject struct{ Device, Name string }
+type Subject struct {
+	Device string
+	Help   string // a command that explains how to do it right
+}
 
 // Report prints err and its hint to w and returns the exit code.
 func Report(w io.Writer, err error, about Subject, asJSON bool) exit.Code {
@@ -86,7 +89,7 @@ func hintFor(code exit.Code, about Subject) string {
 	case exit.NotAllowed:
 		return "run the command as root, or join the group socket_group of /etc/voldek/voldek.toml"
 	case exit.Usage:
-		return "voldek --help"
+		return about.Help
 	}
 	return ""
 }
