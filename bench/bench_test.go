@@ -148,6 +148,7 @@ func TestABadPictureIsFound(t *testing.T) {
 		"unescaped":   strings.Replace(good, "&amp;", "&", 1),
 		"outside":     strings.Replace(good, `x="190.00"`, `x="900.00"`, 1),
 		"not a width": strings.Replace(good, `height="26"`, `height="NaN"`, 1),
+		"cut off":     strings.Replace(good, `x="274.4"`, `x="850.0"`, 1),
 		"gap":         strings.Replace(good, `x="190.00"`, `x="191.00"`, 1),
 	} {
 		if _, err := checkPicture(bad); err == nil || bad == good {
@@ -180,6 +181,14 @@ func checkPicture(svg string) (bars int, err error) {
 			return bars, errors.New("outside: x=" + at["x"])
 		}
 		if element.Name.Local == "text" {
+			text, err := decoder.Token()
+			if err != nil {
+				return bars, err
+			}
+			words, _ := text.(xml.CharData)
+			if at["class"] == "" && at["text-anchor"] == "start" && x+textWidth(string(words)) > plotWidth {
+				return bars, errors.New("cut off: " + string(words))
+			}
 			continue
 		}
 		bars++

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -18,6 +19,9 @@ func main() {
 	flag.Parse()
 	ctx, stop := cli.Signals()
 	err := run(ctx, *out, *repetitions)
+	if ctx.Err() != nil {
+		err = errors.New("interrupted; nothing was written")
+	}
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench: error:", err)

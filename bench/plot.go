@@ -107,20 +107,31 @@ func (p *picture) group(y int, s *attachSeries) {
 		p.bar(start, part.Median, y, fmt.Sprintf("s%d", i), part.Name)
 		start += max(part.Median, 0)
 	}
-	p.text(p.x(max(start, s.Voldek.Median))+8, y+baseline, "", "start",
-		fmt.Sprintf("%s ms, %.2f of cryptsetup's time", ms(s.Voldek.Median), s.Ratio))
+	p.figure(max(start, s.Voldek.Median), y+baseline, fmt.Sprintf("%s ms, %.2f of cryptsetup's time", ms(s.Voldek.Median), s.Ratio))
 	y += barPitch
 	p.text(plotLeft-10, y+baseline, "", "end", kind+", cryptsetup")
 	p.bar(0, s.Cryptsetup.Median, y, "peer", "cryptsetup")
-	p.text(p.x(s.Cryptsetup.Median)+8, y+baseline, "", "start", ms(s.Cryptsetup.Median)+" ms")
+	p.figure(s.Cryptsetup.Median, y+baseline, ms(s.Cryptsetup.Median)+" ms")
 }
 
-// legend names the colours. The width of a name is estimated: the reader's font is not known here.
+// figure writes behind the end of a bar, or onto the bar where there is no room behind it.
+func (p *picture) figure(end float64, y int, text string) {
+	if p.x(end)+8+textWidth(text) <= plotWidth {
+		p.text(p.x(end)+8, y, "", "start", text)
+	} else {
+		p.text(p.x(end)-8, y, "", "end", text)
+	}
+}
+
+// textWidth is an estimate: the reader's font is not known here.
+func textWidth(text string) float64 { return 7.6 * float64(len(text)) }
+
+// legend names the colours.
 func (p *picture) legend(y int) {
 	x := 24.0
 	name := func(class, text string) {
 		p.swatch(x, y, class, text)
-		x += 50 + 7.6*float64(len(text))
+		x += 50 + textWidth(text)
 	}
 	for i, part := range stepsOf {
 		name(fmt.Sprintf("s%d", i), part.name)

@@ -88,7 +88,10 @@ func (b *room) format(ctx context.Context, name, kind string, size int64) (strin
 }
 
 // timed runs a program to its end and returns the seconds from fork to exit. A failure comes with what the program said.
+// When its context ends, the program may clean up: fio has children.
 func timed(cmd *exec.Cmd) (float64, error) {
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 10 * time.Second
 	var said bytes.Buffer
 	cmd.Stderr = &said
 	start := time.Now()
