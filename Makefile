@@ -35,7 +35,7 @@ check:  ## fast: vet, staticcheck, unit tests, arrows; no root
 
 test: check  ## everything: real servers, FUSE, VM boots; installs what it needs
 	demo/packages.sh test
-	demo/as-root.sh env PATH="$$PATH" HOME="$$HOME" $(GO) test -timeout 40m -p 1 ./...
+	demo/as-root.sh env PATH="$$PATH" HOME="$$HOME" $(GO) test -timeout 20m -p 1 ./...
 
 bench: build  ## figures against the peers, in one run, into bench/results/
 	demo/packages.sh test

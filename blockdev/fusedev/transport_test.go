@@ -2,6 +2,7 @@ package fusedev
 
 import (
 	"encoding/binary"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -26,6 +27,7 @@ func connect(t *testing.T, d *disk) (kernel int) {
 		_ = unix.Close(ends[1])
 		_ = unix.Munmap(memory)
 	})
+	waitFor(t, func() bool { return len(tr.idle) == helpers }) // before that a reader has nobody to give a request to
 	return ends[0]
 }
 
@@ -57,6 +59,8 @@ func TestRequestsUnderWay(t *testing.T) {
 			d := diskOf(t, testVolume(tempFile(t, 1<<16), 1<<16, 512))
 			kernel := connect(t, d)
 			hold := d.locks.lock(0, 1<<16, true)
+			release := sync.OnceFunc(func() { d.locks.unlock(hold) })
+			t.Cleanup(release) // a failed test must not leave everyone waiting
 			sent := x.depth + 3
 			for i := range sent {
 				sendRead(t, kernel, uint64(i+1), x.size)
@@ -65,7 +69,7 @@ func TestRequestsUnderWay(t *testing.T) {
 			if n := d.locks.queued() - 1; n != x.depth {
 				t.Errorf("%d requests under way, want %d", n, x.depth)
 			}
-			d.locks.unlock(hold)
+			release()
 			seen := make(map[uint64]bool)
 			answer := make([]byte, 1<<20)
 			for range sent {
