@@ -80,13 +80,15 @@ func afMerge(key, split []byte, newHash func() hash.Hash) {
 	clear(key)
 	h := newHash()
 	sum := make([]byte, 0, h.Size())
+	var number [4]byte
 	last := len(split) - len(key)
 	for n := 0; n < last; n += len(key) {
 		subtle.XORBytes(key, key, split[n:n+len(key)])
 		for i := 0; i < len(key); i += h.Size() {
 			part := key[i:min(i+h.Size(), len(key))]
 			h.Reset()
-			h.Write(binary.BigEndian.AppendUint32(nil, uint32(i/h.Size())))
+			binary.BigEndian.PutUint32(number[:], uint32(i/h.Size()))
+			h.Write(number[:])
 			h.Write(part)
 			sum = h.Sum(sum[:0])
 			copy(part, sum)
