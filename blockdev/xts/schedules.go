@@ -11,10 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// schedules are the two expanded AES keys.
+// schedules are the two expanded AES keys, in a locked page of their own. For the assembly they are expanded there (see
+// asmKeys). The generic tier has them from crypto/aes.
 //
 // crypto/aes makes an expanded key on the Go heap and gives it no way to be wiped. So it is moved: the value behind the
-// cipher.Block is copied into a locked page of ours, the original is cleared, and a new cipher.Block of the same type is
+// cipher.Block is copied into the page, the original is cleared, and a new cipher.Block of the same type is
 // made that points into the page. What keeps this right: relocatable checks the very type in use and says yes only for
 // a pointer to a struct made of numbers, which a copy of its bytes copies whole; the page is outside the Go heap and
 // holds no Go pointer, so the collector need not know of it; it is aligned to its own size, so every field is aligned;
@@ -22,13 +23,13 @@ import (
 // (another Go version, BoringCrypto), the block stays where crypto/aes put it, and wipe can only drop it. A test fails if
 // that is the case with the Go at hand.
 type schedules struct {
-	data, tweak cipher.Block
 	page        []byte
+	data, tweak cipher.Block // of the generic tier
 }
 
 // expand makes the schedules. Where RLIMIT_MEMLOCK does not allow locking they are in plain memory, still left out of core
 // dumps: the caller's key is in the same position, and reports it.
-func expand(dataKey, tweakKey []byte) (*schedules, error) {
+func expand(t tier, dataKey, tweakKey []byte) (*schedules, error) {
 	page, err := unix.Mmap(-1, 0, unix.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return nil, fmt.Errorf("map memory for key schedules: %w", err)
@@ -37,6 +38,10 @@ func expand(dataKey, tweakKey []byte) (*schedules, error) {
 	_ = unix.Madvise(page, unix.MADV_DONTDUMP)
 	_ = unix.Madvise(page, unix.MADV_WIPEONFORK) // since Linux 4.14
 	k := &schedules{page: page}
+	if t != generic {
+		k.expandAsm(dataKey, tweakKey)
+		return k, nil
+	}
 	half := len(page) / 2
 	if k.data, err = expandInto(page[:half], dataKey); err == nil {
 		k.tweak, err = expandInto(page[half:], tweakKey)

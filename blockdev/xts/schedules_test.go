@@ -6,6 +6,7 @@ import (
 	"crypto/cipher"
 	"fmt"
 	"os"
+	"runtime"
 	"testing"
 	"unsafe"
 
@@ -15,6 +16,7 @@ import (
 
 // With the Go that builds this, the expanded keys must be in our page and nowhere behind the interface.
 func TestSchedulesAreMoved(t *testing.T) {
+	use(t, generic)
 	for _, keyLen := range []int{16, 32} {
 		key := random(1, keyLen)
 		b, err := aes.NewCipher(key)
@@ -39,25 +41,31 @@ func TestSchedulesAreMoved(t *testing.T) {
 	}
 }
 
-// The expanded keys are in this process's memory once while a cipher lives, and not at all after Wipe.
-func TestWipeLeavesNothing(t *testing.T) {
+// The expanded keys are in this process's memory where the page is while a cipher lives, and not at all after Wipe.
+func TestWipeLeavesNothing(t *testing.T) { forEach(t, testWipeLeavesNothing) }
+
+func testWipeLeavesNothing(t *testing.T) {
 	key := random(3, 64)
 	c, err := New(key)
 	if err != nil {
 		t.Fatal(err)
 	}
 	clear(key)
-	// A piece of each half from amid the derived round keys, masked so that what the test remembers is not what it looks for.
+	// A piece of each schedule from amid the derived round keys, masked so that what the test remembers is not what it looks
+	// for. The assembly has each round key four times.
+	want, pieces := 1, [][]byte{c.keys.page[100:], c.keys.page[len(c.keys.page)/2+100:]}
+	if chosen != generic {
+		want, pieces = 4, [][]byte{c.keys.page[7*64:], c.keys.page[(2*17+5)*64:]}
+	}
 	var masked [2][blockSize]byte
 	for i := range masked {
-		half := c.keys.page[i*len(c.keys.page)/2:][:len(c.keys.page)/2]
-		for j, b := range half[100 : 100+blockSize] {
+		for j, b := range pieces[i][:blockSize] {
 			masked[i][j] = ^b
 		}
 	}
 	for i, m := range masked {
-		if n := occurrences(t, m); n != 1 {
-			t.Errorf("expanded key %d is in memory %d times, not once", i, n)
+		if n := occurrences(t, m); n != want {
+			t.Errorf("expanded key %d is in memory %d times, not %d", i, n, want)
 		}
 	}
 	c.Wipe()
@@ -66,6 +74,46 @@ func TestWipeLeavesNothing(t *testing.T) {
 			t.Errorf("expanded key %d is in memory %d times after Wipe", i, n)
 		}
 	}
+}
+
+// A sector's first tweak is nowhere in memory after the assembly.
+func TestNoTweakStaysBehind(t *testing.T) { forEach(t, testNoTweakStaysBehind) }
+
+func testNoTweakStaysBehind(t *testing.T) {
+	if chosen == generic {
+		t.Skip("the compiler may keep one on the stack")
+	}
+	key := random(7, 64)
+	tweaks, err := aes.NewCipher(key[32:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tweak, masked [blockSize]byte
+	block{lo: 1 << 40}.store(tweak[:])
+	tweaks.Encrypt(tweak[:], tweak[:])
+	for i, b := range tweak[:] {
+		masked[i] = ^b
+	}
+	clear(tweak[:])
+	c := newCipher(t, key)
+	buf := make([]byte, 4096)
+	deep(func() { c.Encrypt(buf, buf, 1<<40, 512) })
+	if n := occurrences(t, masked); n != 0 {
+		t.Errorf("the tweak is in memory %d times after encrypting", n)
+	}
+	deep(func() { c.Decrypt(buf, buf, 1<<40, 4096) })
+	if n := occurrences(t, masked); n != 0 {
+		t.Errorf("the tweak is in memory %d times after decrypting", n)
+	}
+}
+
+// deep calls f so far down the stack that what f leaves there is not overwritten by the calls that follow.
+//
+//go:noinline
+func deep(f func()) {
+	var room [16 << 10]byte
+	f()
+	runtime.KeepAlive(&room)
 }
 
 // occurrences counts in how many places of the process's writable memory the complement of masked is.

@@ -6,10 +6,25 @@ import "fmt"
 
 const blockSize = 16
 
+// tier is one of the implementations. Which of them a processor can run is found once, at start.
+type tier uint8
+
+const (
+	generic    tier = iota // crypto/aes, a block at a time
+	aesNI                  // eight blocks in 128-bit registers
+	avx512VAES             // AVX-512 with VAES and VPCLMULQDQ: 32 blocks in 512-bit registers
+)
+
+func (t tier) String() string { return [...]string{"generic", "aesni", "avx512-vaes"}[t] }
+
+// chosen is the tier of the ciphers that New makes: the best one.
+var chosen = tiers[0]
+
 // Cipher is AES-XTS under one key. Encrypt and Decrypt may be called from several goroutines at once; Wipe must not run
 // while they do. Who made it with New must Wipe it.
 type Cipher struct {
 	keys *schedules // nil after Wipe
+	tier tier
 }
 
 // New expands a key of 32 bytes (AES-128-XTS) or 64 bytes (AES-256-XTS): the first half encrypts the data, the second
@@ -19,11 +34,11 @@ func New(key []byte) (*Cipher, error) {
 	if len(key) != 32 && len(key) != 64 {
 		return nil, fmt.Errorf("xts: key is %d bytes long, not 32 or 64", len(key))
 	}
-	keys, err := expand(key[:len(key)/2], key[len(key)/2:])
+	keys, err := expand(chosen, key[:len(key)/2], key[len(key)/2:])
 	if err != nil {
 		return nil, fmt.Errorf("xts: %w", err)
 	}
-	return &Cipher{keys}, nil
+	return &Cipher{keys, chosen}, nil
 }
 
 // Encrypt encrypts the sectors in src into dst. The tweak of the first one is firstSector, a count of 512-byte units
@@ -32,13 +47,13 @@ func New(key []byte) (*Cipher, error) {
 // at least as long and either begins where src begins or does not overlap it. Anything else panics.
 func (c *Cipher) Encrypt(dst, src []byte, firstSector uint64, sectorSize int) {
 	keys := c.check(dst, src, sectorSize)
-	cryptGeneric(keys, dst, src, firstSector, sectorSize, false)
+	crypt(c.tier, keys, dst, src, firstSector, sectorSize, false)
 }
 
 // Decrypt is the inverse of Encrypt, with the same rules.
 func (c *Cipher) Decrypt(dst, src []byte, firstSector uint64, sectorSize int) {
 	keys := c.check(dst, src, sectorSize)
-	cryptGeneric(keys, dst, src, firstSector, sectorSize, true)
+	crypt(c.tier, keys, dst, src, firstSector, sectorSize, true)
 }
 
 // Wipe clears the expanded keys and gives their memory back. It may be called on nil and more than once; using the
@@ -51,8 +66,8 @@ func (c *Cipher) Wipe() {
 	c.keys = nil
 }
 
-// Implementation names the code that does the work on this machine: "generic".
-func (c *Cipher) Implementation() string { return "generic" }
+// Implementation names the code that does the work on this machine: "avx512-vaes", "aesni" or "generic".
+func (c *Cipher) Implementation() string { return c.tier.String() }
 
 // check panics unless the arguments obey the rules of Encrypt. The code behind it, assembly included, relies on them.
 func (c *Cipher) check(dst, src []byte, sectorSize int) *schedules {

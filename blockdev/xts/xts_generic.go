@@ -30,8 +30,9 @@ func cryptGeneric(k *schedules, dst, src []byte, sector uint64, sectorSize int, 
 	}
 }
 
-// cryptSector works inside dst, the tweak's encryption included: nothing is allocated and no tweak stays behind in memory.
-// It makes three passes because a processor stalls on 16 bytes that were just written as two words, as AES would read them.
+// cryptSector works inside dst, the tweak's encryption included: nothing is allocated, and no more than one tweak stays
+// behind, on the stack. It makes three passes because a processor stalls on 16 bytes that were just written as two words,
+// as AES would read them.
 func (k *schedules) cryptSector(dst, src []byte, sector uint64, decrypt bool) {
 	first := load(src) // before the counter takes its place, for dst may be src
 	block{lo: sector}.store(dst)

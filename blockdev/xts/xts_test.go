@@ -18,6 +18,23 @@ var sectorSizes = []int{512, 1024, 2048, 4096}
 // edges are first sectors where a counter of 32 or 64 bits turns over within a run, and some that are ordinary.
 var edges = []uint64{0, 1, 0xff, 1<<32 - 9, 1<<32 - 1, 1 << 32, 1<<64 - 9, 1<<64 - 1}
 
+// forEach runs a test with every implementation the processor has.
+func forEach(t *testing.T, test func(t *testing.T)) {
+	for _, implementation := range tiers {
+		t.Run(implementation.String(), func(t *testing.T) {
+			use(t, implementation)
+			test(t)
+		})
+	}
+}
+
+// use makes New choose an implementation until the test ends.
+func use(t testing.TB, implementation tier) {
+	before := chosen
+	chosen = implementation
+	t.Cleanup(func() { chosen = before })
+}
+
 func unhex(t testing.TB, s string) []byte {
 	t.Helper()
 	b, err := hex.DecodeString(s)
@@ -65,7 +82,9 @@ var vectors = []struct {
 		"1c3b3a102f770386e4836c99e370cf9bea00803f5e482357a4ae12d414a3e63b"},
 }
 
-func TestVectors(t *testing.T) {
+func TestVectors(t *testing.T) { forEach(t, testVectors) }
+
+func testVectors(t *testing.T) {
 	for _, v := range vectors {
 		t.Run(v.name, func(t *testing.T) {
 			c := newCipher(t, unhex(t, v.key))
@@ -114,7 +133,7 @@ func (b brokenStep) Encrypt(dst, src []byte, firstSector uint64, sectorSize int)
 }
 
 // differs encrypts and decrypts a run with c and with the oracle, out of place at odd addresses and then in place, and
-// says where they differ, or where c wrote outside dst or into src.
+// says where they differ, or where c wrote outside dst or into src. misalign moves both buffers, not by the same.
 func differs(c crypter, key []byte, plain []byte, first uint64, sectorSize, misalign int) error {
 	ref, err := oracle.NewCipher(aes.NewCipher, key)
 	if err != nil {
@@ -128,7 +147,7 @@ func differs(c crypter, key []byte, plain []byte, first uint64, sectorSize, misa
 	const guard = 64
 	room := bytes.Repeat([]byte{0xa5}, len(plain)+misalign+2*guard)
 	dst := room[guard+misalign:][:len(plain)]
-	src := make([]byte, misalign+len(plain))[misalign:]
+	src := make([]byte, misalign*7%64+len(plain))[misalign*7%64:]
 	copy(src, plain)
 	guarded := func() bool {
 		after := room[guard+misalign+len(plain):]
@@ -180,7 +199,9 @@ func random(seed uint64, n int) []byte {
 	return p
 }
 
-func TestDifferential(t *testing.T) {
+func TestDifferential(t *testing.T) { forEach(t, testDifferential) }
+
+func testDifferential(t *testing.T) {
 	for _, keyLen := range []int{32, 64} {
 		key := random(uint64(keyLen), keyLen)
 		c := newCipher(t, key)
@@ -200,7 +221,36 @@ func TestDifferential(t *testing.T) {
 	}
 }
 
-func TestDifferentialCatches(t *testing.T) {
+// One call of the assembly does no more than longestCall, or a part of it.
+func TestLongRequest(t *testing.T) { forEach(t, testLongRequest) }
+
+func testLongRequest(t *testing.T) {
+	key := random(11, 64)
+	c := newCipher(t, key)
+	for _, size := range []int{512, 4096} {
+		if err := differs(c, key, random(12, 9<<18+size), 1<<32-100, size, 1); err != nil {
+			t.Errorf("sector size %d: %v", size, err)
+		}
+	}
+}
+
+func TestUnaligned(t *testing.T) { forEach(t, testUnaligned) }
+
+func testUnaligned(t *testing.T) {
+	key := random(13, 64)
+	c := newCipher(t, key)
+	for misalign := range 64 {
+		for _, size := range sectorSizes {
+			if err := differs(c, key, random(14, 5*size), 3, size, misalign); err != nil {
+				t.Fatalf("sector size %d, misaligned by %d: %v", size, misalign, err)
+			}
+		}
+	}
+}
+
+func TestDifferentialCatches(t *testing.T) { forEach(t, testDifferentialCatches) }
+
+func testDifferentialCatches(t *testing.T) {
 	key := random(1, 64)
 	c := newCipher(t, key)
 	if differs(brokenXTS{c}, key, random(2, 1024), 7, 512, 0) == nil {
@@ -212,7 +262,9 @@ func TestDifferentialCatches(t *testing.T) {
 }
 
 // A run split anywhere gives the same bytes as in one call.
-func TestSplit(t *testing.T) {
+func TestSplit(t *testing.T) { forEach(t, testSplit) }
+
+func testSplit(t *testing.T) {
 	c := newCipher(t, random(3, 64))
 	plain := random(4, 32*512)
 	whole := make([]byte, len(plain))
@@ -228,7 +280,9 @@ func TestSplit(t *testing.T) {
 }
 
 // Reading or writing a byte outside the buffers faults here, where guard bytes could not tell of a read.
-func TestGuardPages(t *testing.T) {
+func TestGuardPages(t *testing.T) { forEach(t, testGuardPages) }
+
+func testGuardPages(t *testing.T) {
 	page := unix.Getpagesize()
 	m, err := unix.Mmap(-1, 0, 3*page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
@@ -263,7 +317,9 @@ func TestKeyLengths(t *testing.T) {
 	}
 }
 
-func TestMisuse(t *testing.T) {
+func TestMisuse(t *testing.T) { forEach(t, testMisuse) }
+
+func testMisuse(t *testing.T) {
 	c := newCipher(t, random(7, 64))
 	wiped := newCipher(t, random(7, 64))
 	wiped.Wipe()
@@ -305,7 +361,9 @@ func panics(f func()) (what any) {
 	return nil
 }
 
-func TestNoAllocation(t *testing.T) {
+func TestNoAllocation(t *testing.T) { forEach(t, testNoAllocation) }
+
+func testNoAllocation(t *testing.T) {
 	c := newCipher(t, random(8, 64))
 	buf := make([]byte, 8192)
 	if n := testing.AllocsPerRun(100, func() {
@@ -316,7 +374,9 @@ func TestNoAllocation(t *testing.T) {
 	}
 }
 
-func TestConcurrentUse(t *testing.T) {
+func TestConcurrentUse(t *testing.T) { forEach(t, testConcurrentUse) }
+
+func testConcurrentUse(t *testing.T) {
 	key := random(9, 64)
 	c := newCipher(t, key)
 	errs := make(chan error)
@@ -337,9 +397,9 @@ func TestConcurrentUse(t *testing.T) {
 }
 
 func FuzzXTS(f *testing.F) {
-	f.Add(make([]byte, 64), []byte("seed"), uint64(0), uint8(1), uint8(0))
-	f.Add(make([]byte, 32), []byte("seed"), uint64(1<<32-1), uint8(9), uint8(3))
-	f.Fuzz(func(t *testing.T, key, data []byte, first uint64, sectors, shape uint8) {
+	f.Add(make([]byte, 64), []byte("seed"), uint64(0), uint8(1), uint8(0), uint8(0))
+	f.Add(make([]byte, 32), []byte("seed"), uint64(1<<32-1), uint8(9), uint8(3), uint8(7))
+	f.Fuzz(func(t *testing.T, key, data []byte, first uint64, sectors, shape, cut uint8) {
 		switch {
 		case len(key) >= 64:
 			key = key[:64]
@@ -352,38 +412,55 @@ func FuzzXTS(f *testing.F) {
 		plain := make([]byte, int(sectors%41)*size)
 		for i := 0; i < len(plain) && len(data) > 0; i += copy(plain[i:], data) {
 		}
-		c, err := New(key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Wipe()
-		if err := differs(c, key, plain, first, size, int(shape>>2)); err != nil {
-			t.Fatal(err)
+		for _, implementation := range tiers {
+			use(t, implementation)
+			c, err := New(key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = differs(split{c, int(cut)}, key, plain, first, size, int(shape>>2))
+			c.Wipe()
+			if err != nil {
+				t.Fatalf("%v: %v", implementation, err)
+			}
 		}
 	})
 }
 
+// split does a request in two, the first part of which has so many sectors.
+type split struct {
+	*Cipher
+	sectors int
+}
+
+func (s split) Encrypt(dst, src []byte, first uint64, size int) {
+	n := min(s.sectors*size, len(src))
+	s.Cipher.Encrypt(dst, src[:n], first, size)
+	s.Cipher.Encrypt(dst[n:], src[n:], first+uint64(n/512), size)
+}
+
+func (s split) Decrypt(dst, src []byte, first uint64, size int) {
+	n := min(s.sectors*size, len(src))
+	s.Cipher.Decrypt(dst, src[:n], first, size)
+	s.Cipher.Decrypt(dst[n:], src[n:], first+uint64(n/512), size)
+}
+
 func BenchmarkXTS(b *testing.B) {
 	key := random(10, 64)
-	c := newCipher(b, key)
-	ref, _ := oracle.NewCipher(aes.NewCipher, key)
 	buf := make([]byte, 128<<10)
-	for _, size := range []int{512, 4096} {
-		run := func(name string, f func()) {
-			b.Run(fmt.Sprintf("%s/%d", name, size), func(b *testing.B) {
-				b.SetBytes(int64(len(buf)))
-				b.ReportAllocs()
-				for b.Loop() {
-					f()
-				}
-			})
-		}
-		run(c.Implementation()+"-encrypt", func() { c.Encrypt(buf, buf, 1, size) })
-		run(c.Implementation()+"-decrypt", func() { c.Decrypt(buf, buf, 1, size) })
-		run("x/crypto-encrypt", func() {
-			for off := 0; off < len(buf); off += size {
-				ref.Encrypt(buf[off:off+size], buf[off:off+size], uint64(off/512))
+	for _, implementation := range tiers {
+		use(b, implementation)
+		c := newCipher(b, key)
+		for _, size := range []int{512, 4096} {
+			for name, crypt := range map[string]func(dst, src []byte, first uint64, size int){"encrypt": c.Encrypt, "decrypt": c.Decrypt} {
+				b.Run(fmt.Sprintf("%v/%s/%d", implementation, name, size), func(b *testing.B) {
+					b.SetBytes(int64(len(buf)))
+					b.ReportAllocs()
+					for b.Loop() {
+						crypt(buf, buf, 1, size)
+					}
+				})
 			}
-		})
+		}
 	}
 }
