@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"runtime/debug"
 	"time"
 
 	"voldek/blockdev"
@@ -189,6 +190,18 @@ func (e *Engine) finishAttach(ctx context.Context, run *attachRun, export blockd
 	v.running = nil
 	e.forgetDetached()
 	close(op.done)
+	e.giveBackMemory()
+}
+
+// giveBackMemory returns what an attach left on the heap to the system, once none is on its way: a daemon idles for months,
+// and pages that were given back hold no remains of anybody's key. The caller holds e.mu.
+func (e *Engine) giveBackMemory() {
+	for _, v := range e.volumes {
+		if v.running != nil {
+			return
+		}
+	}
+	e.tasks.Go(debug.FreeOSMemory)
 }
 
 // attachRun is one attach on its way. public collects what will be told of the volume.
