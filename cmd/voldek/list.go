@@ -12,6 +12,7 @@ import (
 	"voldek/daemon/api"
 	"voldek/daemon/client"
 	"voldek/internal/cli"
+	"voldek/internal/exit"
 )
 
 func listCommand(c *command) *cobra.Command {
@@ -54,12 +55,20 @@ func statusCommand(c *command) *cobra.Command {
 				return err
 			}
 			if c.json {
-				return cli.PrintJSON(os.Stdout, api.Answer{Version: api.Version, Volume: volume})
+				err = cli.PrintJSON(os.Stdout, api.Answer{Version: api.Version, Volume: volume})
+			} else {
+				err = printStatus(os.Stdout, volume)
 			}
-			return printStatus(os.Stdout, volume)
+			if err == nil && volume.State != api.Open {
+				err = fmt.Errorf("%s: %w: %s", args[0], errNotOpen, volume.State)
+			}
+			return err
 		},
 	}
 }
+
+// errNotOpen lets a script ask with status alone whether it may go on.
+var errNotOpen = exit.New(exit.NoDevice, "the volume is not open")
 
 func printStatus(w io.Writer, v *api.Volume) error {
 	lines := []struct{ name, value string }{
