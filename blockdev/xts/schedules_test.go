@@ -55,7 +55,7 @@ func testWipeLeavesNothing(t *testing.T) {
 	// for. The assembly has each round key four times.
 	want, pieces := 1, [][]byte{c.keys.page[100:], c.keys.page[len(c.keys.page)/2+100:]}
 	if chosen != generic {
-		want, pieces = 4, [][]byte{c.keys.page[7*64:], c.keys.page[(2*17+5)*64:]}
+		want, pieces = 4, [][]byte{c.keys.page[7*64:], c.keys.page[(2*21+5)*64:]}
 	}
 	var masked [2][blockSize]byte
 	for i := range masked {

@@ -76,7 +76,7 @@ func (c *Cipher) check(dst, src []byte, sectorSize int) *schedules {
 	default:
 		panic("xts: sector size is not 512, 1024, 2048 or 4096")
 	}
-	if len(src)%sectorSize != 0 {
+	if len(src)&(sectorSize-1) != 0 {
 		panic("xts: src is not a whole number of sectors")
 	}
 	if len(dst) < len(src) {

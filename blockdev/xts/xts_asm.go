@@ -3,6 +3,7 @@
 package xts
 
 import (
+	"math/bits"
 	"unsafe"
 
 	"golang.org/x/sys/cpu"
@@ -27,12 +28,12 @@ func detect() []tier {
 	return t
 }
 
-// roundKeys are those of AES in one direction and in the order of use, each four times over, and two values that every
-// call would else compute: see _asm for their use.
+// roundKeys are those of AES in one direction and in the order of use, each four times over, and values that every call
+// would else compute: see _asm for their use.
 type roundKeys struct {
 	rounds [15][64]byte
 	whiten [64]byte
-	jump   [64]byte
+	jumps  [5][64]byte
 }
 
 // asmKeys is the locked page as the assembly sees it, which relies on this layout.
@@ -54,16 +55,36 @@ func (k *schedules) expandAsm(data, tweak []byte) {
 	expandAES128(keys, &data[0], &tweak[0])
 }
 
-// shiftCounts are, for n from 0 to 63, n and 64-n, each twice.
-type shiftCounts struct{ left, right [64][2]uint64 }
+// constants are what the AVX-512 kernels compute tweaks with, each for all lanes: for n from 0 to 7, n and 64-n, as counts
+// of shifts; where the bytes shifted out by 8, 16 and 24 bits go to be reduced by one product; and, for each of these, where
+// its part of the product goes.
+type constants struct {
+	left, right [2][4][2]uint64
+	pack        [4][blockSize]byte
+	unpack      [3][4][blockSize]byte
+}
 
-var counts = newShiftCounts()
+// shared is on the heap, which aligns it to its size. The assembly needs that for speed, not to be right.
+var shared = newConstants()
 
-func newShiftCounts() *shiftCounts {
-	c := new(shiftCounts)
-	for n := range uint64(64) {
-		c.left[n] = [2]uint64{n, n}
-		c.right[n] = [2]uint64{64 - n, 64 - n}
+func newConstants() *constants {
+	const none = 0x80 // gives zero
+	shuffle := func(from ...byte) (lanes [4][blockSize]byte) {
+		for lane := range lanes {
+			for i := range lanes[lane] {
+				lanes[lane][i] = none
+			}
+			copy(lanes[lane][:], from)
+		}
+		return lanes
+	}
+	c := &constants{
+		pack:   shuffle(15, none, 14, 15, none, 13, 14, 15),
+		unpack: [3][4][blockSize]byte{shuffle(0, 1), shuffle(2, 3, 4), shuffle(5, 6, 7, 8)},
+	}
+	for n := range uint64(8) {
+		c.left[n/4][n%4] = [2]uint64{n, n}
+		c.right[n/4][n%4] = [2]uint64{64 - n, 64 - n}
 	}
 	return c
 }
@@ -77,50 +98,61 @@ func crypt(t tier, k *schedules, dst, src []byte, sector uint64, sectorSize int,
 		cryptGeneric(k, dst, src, sector, sectorSize, decrypt)
 		return
 	}
-	longest := longestCall
+	kernel, longest := int(t), longestCall
 	if t != avx512VAES {
 		longest /= 4
 	}
+	s := k.asmKeys()
+	keys, tweak := &s.encrypt, &s.tweak
+	if decrypt {
+		keys, kernel = &s.decrypt, kernel|inverse
+	}
+	if s.aes256 {
+		kernel |= long
+	}
+	if sectorSize == 512 {
+		kernel |= small
+	}
 	for len(src) > 0 {
 		n := min(len(src), longest)
-		k.asmKeys().crypt(t, &dst[0], &src[0], n/sectorSize, sector, sectorSize, decrypt)
+		d, s, sectors := &dst[0], &src[0], n>>bits.TrailingZeros(uint(sectorSize))
+		switch kernel {
+		case int(aesNI), int(aesNI) | small:
+			encryptAES128AESNI(d, s, sectors, keys, tweak, sector, sectorSize)
+		case int(aesNI) | inverse, int(aesNI) | inverse | small:
+			decryptAES128AESNI(d, s, sectors, keys, tweak, sector, sectorSize)
+		case int(aesNI) | long, int(aesNI) | long | small:
+			encryptAES256AESNI(d, s, sectors, keys, tweak, sector, sectorSize)
+		case int(aesNI) | long | inverse, int(aesNI) | long | inverse | small:
+			decryptAES256AESNI(d, s, sectors, keys, tweak, sector, sectorSize)
+		case int(avx512VAES):
+			encryptAES128SectorsLongAVX512(d, s, sectors, keys, tweak, shared, sector, sectorSize)
+		case int(avx512VAES) | inverse:
+			decryptAES128SectorsLongAVX512(d, s, sectors, keys, tweak, shared, sector, sectorSize)
+		case int(avx512VAES) | long:
+			encryptAES256SectorsLongAVX512(d, s, sectors, keys, tweak, shared, sector, sectorSize)
+		case int(avx512VAES) | long | inverse:
+			decryptAES256SectorsLongAVX512(d, s, sectors, keys, tweak, shared, sector, sectorSize)
+		case int(avx512VAES) | small:
+			encryptAES128Sectors512AVX512(d, s, sectors, keys, tweak, shared, sector, sectorSize)
+		case int(avx512VAES) | small | inverse:
+			decryptAES128Sectors512AVX512(d, s, sectors, keys, tweak, shared, sector, sectorSize)
+		case int(avx512VAES) | small | long:
+			encryptAES256Sectors512AVX512(d, s, sectors, keys, tweak, shared, sector, sectorSize)
+		case int(avx512VAES) | small | long | inverse:
+			decryptAES256Sectors512AVX512(d, s, sectors, keys, tweak, shared, sector, sectorSize)
+		}
 		dst, src = dst[n:], src[n:]
 		sector += uint64(n / 512)
 	}
 }
 
-func (k *asmKeys) crypt(t tier, dst, src *byte, sectors int, first uint64, size int, decrypt bool) {
-	keys, tweak := &k.encrypt, &k.tweak
-	if decrypt {
-		keys = &k.decrypt
-	}
-	switch {
-	case t == aesNI && k.aes256 && decrypt:
-		decryptAES256AESNI(dst, src, sectors, keys, tweak, first, size)
-	case t == aesNI && k.aes256:
-		encryptAES256AESNI(dst, src, sectors, keys, tweak, first, size)
-	case t == aesNI && decrypt:
-		decryptAES128AESNI(dst, src, sectors, keys, tweak, first, size)
-	case t == aesNI:
-		encryptAES128AESNI(dst, src, sectors, keys, tweak, first, size)
-	case size == 512 && k.aes256 && decrypt:
-		decryptAES256Sectors512AVX512(dst, src, sectors, keys, tweak, counts, first, size)
-	case size == 512 && k.aes256:
-		encryptAES256Sectors512AVX512(dst, src, sectors, keys, tweak, counts, first, size)
-	case size == 512 && decrypt:
-		decryptAES128Sectors512AVX512(dst, src, sectors, keys, tweak, counts, first, size)
-	case size == 512:
-		encryptAES128Sectors512AVX512(dst, src, sectors, keys, tweak, counts, first, size)
-	case k.aes256 && decrypt:
-		decryptAES256SectorsLongAVX512(dst, src, sectors, keys, tweak, counts, first, size)
-	case k.aes256:
-		encryptAES256SectorsLongAVX512(dst, src, sectors, keys, tweak, counts, first, size)
-	case decrypt:
-		decryptAES128SectorsLongAVX512(dst, src, sectors, keys, tweak, counts, first, size)
-	default:
-		encryptAES128SectorsLongAVX512(dst, src, sectors, keys, tweak, counts, first, size)
-	}
-}
+// Bits of a kernel's number, beside its tier.
+const (
+	inverse = 4 << iota // decrypts
+	long                // AES-256
+	small               // sectors of 512 bytes
+)
 
 //go:noescape
 func expandAES128(k *asmKeys, data, tweak *byte)
@@ -141,25 +173,25 @@ func encryptAES256AESNI(dst, src *byte, sectors int, keys *roundKeys, tweakKeys 
 func decryptAES256AESNI(dst, src *byte, sectors int, keys *roundKeys, tweakKeys *[15][64]byte, first uint64, size int)
 
 //go:noescape
-func encryptAES128Sectors512AVX512(dst, src *byte, sectors int, keys *roundKeys, tweakKeys *[15][64]byte, counts *shiftCounts, first uint64, size int)
+func encryptAES128Sectors512AVX512(dst, src *byte, sectors int, keys *roundKeys, tweakKeys *[15][64]byte, shared *constants, first uint64, size int)
 
 //go:noescape
-func decryptAES128Sectors512AVX512(dst, src *byte, sectors int, keys *roundKeys, tweakKeys *[15][64]byte, counts *shiftCounts, first uint64, size int)
+func decryptAES128Sectors512AVX512(dst, src *byte, sectors int, keys *roundKeys, tweakKeys *[15][64]byte, shared *constants, first uint64, size int)
 
 //go:noescape
-func encryptAES256Sectors512AVX512(dst, src *byte, sectors int, keys *roundKeys, tweakKeys *[15][64]byte, counts *shiftCounts, first uint64, size int)
+func encryptAES256Sectors512AVX512(dst, src *byte, sectors int, keys *roundKeys, tweakKeys *[15][64]byte, shared *constants, first uint64, size int)
 
 //go:noescape
-func decryptAES256Sectors512AVX512(dst, src *byte, sectors int, keys *roundKeys, tweakKeys *[15][64]byte, counts *shiftCounts, first uint64, size int)
+func decryptAES256Sectors512AVX512(dst, src *byte, sectors int, keys *roundKeys, tweakKeys *[15][64]byte, shared *constants, first uint64, size int)
 
 //go:noescape
-func encryptAES128SectorsLongAVX512(dst, src *byte, sectors int, keys *roundKeys, tweakKeys *[15][64]byte, counts *shiftCounts, first uint64, size int)
+func encryptAES128SectorsLongAVX512(dst, src *byte, sectors int, keys *roundKeys, tweakKeys *[15][64]byte, shared *constants, first uint64, size int)
 
 //go:noescape
-func decryptAES128SectorsLongAVX512(dst, src *byte, sectors int, keys *roundKeys, tweakKeys *[15][64]byte, counts *shiftCounts, first uint64, size int)
+func decryptAES128SectorsLongAVX512(dst, src *byte, sectors int, keys *roundKeys, tweakKeys *[15][64]byte, shared *constants, first uint64, size int)
 
 //go:noescape
-func encryptAES256SectorsLongAVX512(dst, src *byte, sectors int, keys *roundKeys, tweakKeys *[15][64]byte, counts *shiftCounts, first uint64, size int)
+func encryptAES256SectorsLongAVX512(dst, src *byte, sectors int, keys *roundKeys, tweakKeys *[15][64]byte, shared *constants, first uint64, size int)
 
 //go:noescape
-func decryptAES256SectorsLongAVX512(dst, src *byte, sectors int, keys *roundKeys, tweakKeys *[15][64]byte, counts *shiftCounts, first uint64, size int)
+func decryptAES256SectorsLongAVX512(dst, src *byte, sectors int, keys *roundKeys, tweakKeys *[15][64]byte, shared *constants, first uint64, size int)

@@ -48,10 +48,12 @@ func TestLayout(t *testing.T) {
 	var k asmKeys
 	for name, v := range map[string][2]uintptr{
 		"whiten":  {unsafe.Offsetof(k.encrypt.whiten), 15 * 64},
-		"jump":    {unsafe.Offsetof(k.encrypt.jump), 16 * 64},
-		"decrypt": {unsafe.Offsetof(k.decrypt), 17 * 64},
-		"tweak":   {unsafe.Offsetof(k.tweak), 2 * 17 * 64},
-		"right":   {unsafe.Offsetof(counts.right), 1024},
+		"jumps":   {unsafe.Offsetof(k.encrypt.jumps), 16 * 64},
+		"decrypt": {unsafe.Offsetof(k.decrypt), 21 * 64},
+		"tweak":   {unsafe.Offsetof(k.tweak), 2 * 21 * 64},
+		"right":   {unsafe.Offsetof(shared.right), 2 * 64},
+		"pack":    {unsafe.Offsetof(shared.pack), 4 * 64},
+		"unpack":  {unsafe.Offsetof(shared.unpack), 5 * 64},
 	} {
 		if v[0] != v[1] {
 			t.Errorf("%s is at %d, not %d", name, v[0], v[1])

@@ -26,13 +26,14 @@ const (
 // as many bits; the bits shifted out are reduced by a carry-less product with 0x87. First tweaks are encrypted four at a
 // time, as a ninth column of a step's rounds.
 func avx512(f *file) {
-	words := make([]uint64, 4*8)
-	for row := range 4 {
+	words := make([]uint64, 9*8)
+	for _, units := range []int{1, 2, 4, 8} {
 		for lane := range 4 {
-			words[row*8+lane*2] = uint64(lane) << row
+			words[units*8+lane*2] = uint64(lane * units)
 		}
 	}
 	f.data("counters", words)
+	f.data("reduction", []uint64{0x87})
 	for _, c := range ciphers {
 		sectors512(f, c)
 	}
@@ -41,7 +42,7 @@ func avx512(f *file) {
 	}
 }
 
-const zmmArgs = "(dst, src *byte, sectors int, keys *roundKeys, tweakKeys *[15][64]byte, counts *shiftCounts, first uint64, size int)"
+const zmmArgs = "(dst, src *byte, sectors int, keys *roundKeys, tweakKeys *[15][64]byte, shared *constants, first uint64, size int)"
 
 // begin loads arguments and constants and encrypts the first tweaks of the first four sectors.
 func (c cipher) begin(f *file, name string) {
@@ -51,20 +52,16 @@ func (c cipher) begin(f *file, name string) {
 	f.i("MOVQ sectors+16(FP), BX")
 	f.i("MOVQ keys+24(FP), R8")
 	f.i("MOVQ tweakKeys+32(FP), R9")
-	f.i("MOVQ counts+40(FP), R13")
+	f.i("MOVQ shared+40(FP), R13")
 	f.i("MOVQ first+48(FP), R10")
 	f.i("MOVQ size+56(FP), R11")
-	f.comment("R12: a row of counters; DX: four sectors in 512-byte units.")
-	f.i("SHRQ $9, R11")
-	f.i("BSRQ R11, AX")
-	f.i("SHLQ $6, AX")
+	f.comment("R12: the row of counters for the size; DX: four sectors in 512-byte units.")
+	f.i("SHRQ $3, R11")
 	f.i("LEAQ counters<>(SB), R12")
-	f.i("ADDQ AX, R12")
-	f.i("LEAQ (R11*4), DX")
-	f.i("MOVL $0x55, AX")
-	f.i("KMOVW AX, K1")
-	f.i("MOVL $0x87, AX")
-	f.i("VPBROADCASTQ AX, %s", poly)
+	f.i("ADDQ R11, R12")
+	f.i("MOVQ R11, DX")
+	f.i("SHRQ $4, DX")
+	f.i("VPBROADCASTQ reduction<>(SB), %s", poly)
 	for _, s := range c.firstTweaks() {
 		f.i("%s", s)
 	}
@@ -73,7 +70,8 @@ func (c cipher) begin(f *file, name string) {
 
 // firstTweaks encrypts the next four counters.
 func (c cipher) firstTweaks() (l list) {
-	l.i("VPBROADCASTQ.Z R10, K1, %s", coming)
+	l.i("VMOVQ R10, X28") // coming's lowest lane
+	l.i("VSHUFI64X2 $0, %s, %s, %s", coming, coming, coming)
 	l.i("VPADDQ (R12), %s, %s", coming, coming)
 	l.i("ADDQ DX, R10")
 	l.i("VPXORQ (R9), %s, %s", coming, coming)
@@ -91,31 +89,59 @@ func spread(lane int, from string) (l list) {
 	return l
 }
 
-// expand computes the sector's first tweak times x^from to x^(from+31) into eight registers.
-func (c cipher) expand(to, from int) (l list) {
-	for i := range 8 {
-		row := (from/4 + i) * 64
+// expand computes the sector's first tweak times x^0 to x^31 into eight registers: two by shifts of bits, the others from
+// these by shifts of bytes.
+func (c cipher) expand(to int) (l list) {
+	for i := range 2 {
 		tmp := 30 + i%2
-		l.i("VPSRLVQ %d(R13), %s, Z%d", shiftRight+row, sector, tmp)
+		l.i("VPSRLVQ %d(R13), %s, Z%d", shiftRight+i*64, sector, tmp)
 		l.i("VMOVDQA64 %s, Z%d", sector, to+i)
-		l.i("VPSHLDVQ %d(R13), %s, Z%d", row, shifted, to+i)
+		l.i("VPSHLDVQ %d(R13), %s, Z%d", i*64, shifted, to+i)
 		l.i("VPCLMULQDQ $0x01, %s, Z%d, Z%d", poly, tmp, tmp)
 		l.i("VPTERNLOGQ $0x96, %d(R8), Z%d, Z%d", c.rounds*64, tmp, to+i)
+	}
+	for base := range 2 {
+		product := 30 + base
+		l.i("VPSHUFB %d(R13), Z%d, Z%d", pack, to+base, product)
+		l.i("VPCLMULQDQ $0x00, %s, Z%d, Z%d", poly, product, product)
+		for n := 1; n <= 3; n++ {
+			tmp, row := roundTemp[n%2], to+base+2*n
+			l.i("VPSHUFB %d(R13), Z%d, %s", unpack+(n-1)*64, product, tmp)
+			l.i("VPSLLDQ $%d, Z%d, Z%d", n, to+base, row)
+			l.i("VPTERNLOGQ $0x96, %d(R8), %s, Z%d", jumpKey(n), tmp, row)
+		}
 	}
 	return l
 }
 
-// shiftRight is where the second half of shiftCounts begins.
-const shiftRight = 1024
+// Offsets into constants, declared in xts_asm.go.
+const (
+	shiftRight = 2 * 64
+	pack       = 4 * 64
+	unpack     = 5 * 64
+)
 
-// advance multiplies eight registers of tweaks by x^64. With k the last round key, (t^k)·x^64 ^ (k·x^64 ^ k) is
-// t·x^64 ^ k.
-func advance(to int) (l list) {
+var roundTemp = []string{sector, shifted}
+
+// jump computes a register of tweaks times x^n, n in bytes. With k the last round key, (t^k)·x^n ^ (k·x^n ^ k) is
+// t·x^n ^ k.
+func jump(from, to, n int) (l list) {
+	tmp := 30 + to%2
+	if n < 8 {
+		l.i("VPSRLDQ $%d, Z%d, Z%d", 16-n, from, tmp)
+		l.i("VPCLMULQDQ $0x00, %s, Z%d, Z%d", poly, tmp, tmp)
+	} else {
+		l.i("VPCLMULQDQ $0x01, %s, Z%d, Z%d", poly, from, tmp)
+	}
+	l.i("VPSLLDQ $%d, Z%d, Z%d", n, from, to)
+	l.i("VPTERNLOGQ $0x96, %d(R8), Z%d, Z%d", jumpKey(n), tmp, to)
+	return l
+}
+
+// jump8 is jump for a whole step.
+func jump8(from, to, n int) (l list) {
 	for i := range 8 {
-		tmp := 30 + i%2
-		l.i("VPCLMULQDQ $0x01, %s, Z%d, Z%d", poly, to+i, tmp)
-		l.i("VPSLLDQ $8, Z%d, Z%d", to+i, to+i)
-		l.i("VPTERNLOGQ $0x96, %d(R8), Z%d, Z%d", jumpKey, tmp, to+i)
+		l = append(l, jump(from+i, to+i, n)...)
 	}
 	return l
 }
@@ -160,9 +186,10 @@ func merge(a, b list) (l list) {
 func sectors512(f *file, c cipher) {
 	name := c.name("Sectors512AVX512")
 	c.begin(f, name)
-	for _, s := range append(spread(0, current), c.expand(tweaksA, 0)...) {
+	for _, s := range append(spread(0, current), c.expand(tweaksA)...) {
 		f.i("%s", s)
 	}
+	f.i("PCALIGN $64")
 	f.label("turn")
 	for i := range 4 {
 		f.comment(sprintf("Sector %d of four.", i))
@@ -174,14 +201,22 @@ func sectors512(f *file, c cipher) {
 		if i == 3 {
 			from, lane = coming, 0
 		}
-		side := append(spread(lane, from), c.expand(next, 0)...)
+		side := append(spread(lane, from), c.expand(next)...)
 		if i == 0 {
-			side = merge(side, c.firstTweaks())
+			f.i("CMPQ BX, $4")
+			f.i("JBE few")
+			c.step(f, i*512, now, merge(side, c.firstTweaks()))
+			f.i("DECQ BX")
+			f.i("JMP second")
+			f.label("few")
 		}
 		c.step(f, i*512, now, side)
 		if i < 3 {
 			f.i("DECQ BX")
 			f.i("JZ done")
+		}
+		if i == 0 {
+			f.label("second")
 		}
 	}
 	f.i("VMOVDQA64 %s, %s", coming, current)
@@ -198,34 +233,36 @@ func sectors512(f *file, c cipher) {
 func sectorsLong(f *file, c cipher) {
 	name := c.name("SectorsLongAVX512")
 	c.begin(f, name)
-	f.i("SHRQ $1, R11")
+	f.i("SHRQ $7, R11")
 	f.i("DECQ R11")
 	f.i("XORQ AX, AX")
-	for _, s := range append(spread(0, current), c.expand(tweaksA, 0)...) {
+	for _, s := range append(spread(0, current), c.expand(tweaksA)...) {
 		f.i("%s", s)
 	}
 	advancePointers := func() {
 		f.i("ADDQ $512, SI")
 		f.i("ADDQ $512, DI")
 	}
+	f.i("PCALIGN $64")
 	f.label("sector")
 	f.i("TESTQ $3, AX")
 	f.i("JNZ plain")
 	f.i("CMPQ BX, $4")
 	f.i("JBE plain")
 	f.comment("First step, with the first tweaks of four sectors to come.")
-	c.step(f, 0, tweaksA, merge(c.expand(tweaksB, 32), c.firstTweaks()))
+	c.step(f, 0, tweaksA, merge(jump8(tweaksA, tweaksB, 4), c.firstTweaks()))
 	f.i("JMP inner")
 	f.label("plain")
-	c.step(f, 0, tweaksA, c.expand(tweaksB, 32))
+	c.step(f, 0, tweaksA, jump8(tweaksA, tweaksB, 4))
 	f.label("inner")
 	advancePointers()
 	f.i("MOVQ R11, CX")
 	f.i("TESTQ CX, CX")
 	f.i("JZ last")
+	f.i("PCALIGN $64")
 	f.label("pair")
-	c.step(f, 0, tweaksB, advance(tweaksA))
-	c.step(f, 512, tweaksA, advance(tweaksB))
+	c.step(f, 0, tweaksB, jump8(tweaksA, tweaksA, 8))
+	c.step(f, 512, tweaksA, jump8(tweaksB, tweaksB, 8))
 	f.i("ADDQ $1024, SI")
 	f.i("ADDQ $1024, DI")
 	f.i("DECQ CX")
@@ -237,7 +274,7 @@ func sectorsLong(f *file, c cipher) {
 	f.i("JNZ same")
 	f.i("VMOVDQA64 %s, %s", coming, current)
 	f.label("same")
-	c.step(f, 0, tweaksB, append(spread(0, current), c.expand(tweaksA, 0)...))
+	c.step(f, 0, tweaksB, append(spread(0, current), c.expand(tweaksA)...))
 	advancePointers()
 	f.i("DECQ BX")
 	f.i("JNZ sector")
@@ -246,11 +283,10 @@ func sectorsLong(f *file, c cipher) {
 
 // end clears what held keys, tweaks or plaintext.
 func end(f *file) {
-	for z := 16; z < 32; z++ {
+	for z := range 32 {
 		f.i("VPXORQ Z%d, Z%d, Z%d", z, z, z)
 	}
-	f.comment("Clears the other sixteen, and leaves none of them marked as in use.")
-	f.i("VZEROALL")
+	f.i("VZEROUPPER")
 	f.i("RET")
 }
 
@@ -265,13 +301,13 @@ func limit(f *file) {
 		for i := range 8 {
 			f.i("VMOVDQU64 %d(R8), Z%d", c.rounds*64, tweaksA+i)
 		}
+		f.i("PCALIGN $64")
 		f.label("turn")
 		c.step(f, 0, tweaksA, nil)
 		f.i("ADDQ $512, SI")
 		f.i("ADDQ $512, DI")
 		f.i("DECQ BX")
 		f.i("JNZ turn")
-		f.i("VZEROALL")
-		f.i("RET")
+		end(f)
 	}
 }

@@ -26,12 +26,16 @@ func expandKeys(f *file) {
 			f.i("MOVOU %d(DI), X1", keys+rounds*64)
 			f.i("PXOR X1, X0")
 			f.store(keys + whitenKey)
-			f.i("MOVO X1, X0")
-			f.i("PCLMULQDQ $0x01, X5, X0")
-			f.i("PXOR X1, X0")
-			f.i("PSLLDQ $8, X1")
-			f.i("PXOR X1, X0")
-			f.store(keys + jumpKey)
+			for _, n := range jumps {
+				f.i("MOVO X1, X0")
+				f.i("MOVO X1, X2")
+				f.i("PSRLDQ $%d, X0", 16-n)
+				f.i("PSLLDQ $%d, X2", n)
+				f.i("PCLMULQDQ $0x00, X5, X0")
+				f.i("PXOR X1, X0")
+				f.i("PXOR X2, X0")
+				f.store(keys + jumpKey(n))
+			}
 		}
 		f.comment("The tweak key's.")
 		f.i("MOVQ tweak+16(FP), SI")

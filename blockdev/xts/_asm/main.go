@@ -9,6 +9,7 @@ import (
 	"log"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -110,8 +111,13 @@ func (c cipher) op() string {
 // Offsets in bytes into roundKeys and asmKeys, declared in xts_asm.go.
 const (
 	whitenKey = 15 * 64 // first round key ^ last
-	jumpKey   = 16 * 64 // last round key · x^64 ^ last round key
+	jumpKeys  = 16 * 64 // last round key · x^n ^ last round key, for the n of jumps in bytes
 	encKeys   = 0
-	decKeys   = 17 * 64
-	tweakKeys = 2 * 17 * 64
+	decKeys   = 21 * 64
+	tweakKeys = 2 * 21 * 64
 )
+
+var jumps = []int{1, 2, 3, 4, 8}
+
+// jumpKey is where the one for n bytes is.
+func jumpKey(n int) int { return jumpKeys + slices.Index(jumps, n)*64 }
