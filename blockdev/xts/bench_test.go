@@ -67,7 +67,7 @@ func againstLimit(b *testing.B, size, request int, decrypt bool) {
 		if decrypt {
 			run = func(p []byte) { c.Decrypt(p, p, 0xfffffff0, size) }
 		}
-		candidates = append(candidates, candidate{implementation.String(), run, map[tier]int{avx512VAES: 1, aesNI: 4, generic: 32}[implementation]})
+		candidates = append(candidates, candidate{implementation.String(), run, map[tier]int{avx512VAES: 1, avx2VAES: 2, aesNI: 4, generic: 32}[implementation]})
 	}
 	ref, err := oracle.NewCipher(aes.NewCipher, key)
 	if err != nil {

@@ -4,6 +4,14 @@
 
 #include "textflag.h"
 
+// func cpuid7() (ecx uint32)
+TEXT ·cpuid7(SB), NOSPLIT, $0-4
+	MOVL $7, AX
+	XORL CX, CX
+	CPUID
+	MOVL CX, ecx+0(FP)
+	RET
+
 // func expandAES128(k *asmKeys, data, tweak *byte)
 TEXT ·expandAES128(SB), NOSPLIT, $0-24
 	MOVQ k+0(FP), DI

@@ -12,10 +12,11 @@ type tier uint8
 const (
 	generic    tier = iota // crypto/aes, a block at a time
 	aesNI                  // eight blocks in 128-bit registers
+	avx2VAES               // AVX2 with VAES and VPCLMULQDQ: 16 blocks in 256-bit registers
 	avx512VAES             // AVX-512 with VAES and VPCLMULQDQ: 32 blocks in 512-bit registers
 )
 
-func (t tier) String() string { return [...]string{"generic", "aesni", "avx512-vaes"}[t] }
+func (t tier) String() string { return [...]string{"generic", "aesni", "avx2-vaes", "avx512-vaes"}[t] }
 
 // chosen is the tier of the ciphers that New makes: the best one.
 var chosen = tiers[0]
@@ -66,7 +67,7 @@ func (c *Cipher) Wipe() {
 	c.keys = nil
 }
 
-// Implementation names the code that does the work on this machine: "avx512-vaes", "aesni" or "generic".
+// Implementation names the code that does the work on this machine: "avx512-vaes", "avx2-vaes", "aesni" or "generic".
 func (c *Cipher) Implementation() string { return c.tier.String() }
 
 // check panics unless the arguments obey the rules of Encrypt. The code behind it, assembly included, relies on them.

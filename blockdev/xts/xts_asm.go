@@ -21,6 +21,11 @@ func detect() []tier {
 		return t
 	}
 	t = append([]tier{aesNI}, t...)
+	// That the system saves 256-bit registers (XGETBV) is part of HasAVX2; that there is a leaf 7 follows from it.
+	const vaes, vpclmulqdq = 1 << 9, 1 << 10
+	if x.HasAVX2 && cpuid7()&(vaes|vpclmulqdq) == vaes|vpclmulqdq {
+		t = append([]tier{avx2VAES}, t...)
+	}
 	if x.HasAVX512F && x.HasAVX512BW && x.HasAVX512VL && x.HasAVX512DQ && x.HasAVX512VBMI2 &&
 		x.HasAVX512VAES && x.HasAVX512VPCLMULQDQ {
 		t = append([]tier{avx512VAES}, t...)
@@ -125,6 +130,14 @@ func crypt(t tier, k *schedules, dst, src []byte, sector uint64, sectorSize int,
 			encryptAES256AESNI(d, s, sectors, keys, tweak, sector, sectorSize)
 		case int(aesNI) | long | inverse, int(aesNI) | long | inverse | small:
 			decryptAES256AESNI(d, s, sectors, keys, tweak, sector, sectorSize)
+		case int(avx2VAES), int(avx2VAES) | small:
+			encryptAES128AVX2(d, s, sectors, keys, tweak, sector, sectorSize)
+		case int(avx2VAES) | inverse, int(avx2VAES) | inverse | small:
+			decryptAES128AVX2(d, s, sectors, keys, tweak, sector, sectorSize)
+		case int(avx2VAES) | long, int(avx2VAES) | long | small:
+			encryptAES256AVX2(d, s, sectors, keys, tweak, sector, sectorSize)
+		case int(avx2VAES) | long | inverse, int(avx2VAES) | long | inverse | small:
+			decryptAES256AVX2(d, s, sectors, keys, tweak, sector, sectorSize)
 		case int(avx512VAES):
 			encryptAES128SectorsLongAVX512(d, s, sectors, keys, tweak, shared, sector, sectorSize)
 		case int(avx512VAES) | inverse:
@@ -154,6 +167,8 @@ const (
 	small               // sectors of 512 bytes
 )
 
+func cpuid7() (ecx uint32)
+
 //go:noescape
 func expandAES128(k *asmKeys, data, tweak *byte)
 
@@ -171,6 +186,18 @@ func encryptAES256AESNI(dst, src *byte, sectors int, keys *roundKeys, tweakKeys 
 
 //go:noescape
 func decryptAES256AESNI(dst, src *byte, sectors int, keys *roundKeys, tweakKeys *[15][64]byte, first uint64, size int)
+
+//go:noescape
+func encryptAES128AVX2(dst, src *byte, sectors int, keys *roundKeys, tweakKeys *[15][64]byte, first uint64, size int)
+
+//go:noescape
+func decryptAES128AVX2(dst, src *byte, sectors int, keys *roundKeys, tweakKeys *[15][64]byte, first uint64, size int)
+
+//go:noescape
+func encryptAES256AVX2(dst, src *byte, sectors int, keys *roundKeys, tweakKeys *[15][64]byte, first uint64, size int)
+
+//go:noescape
+func decryptAES256AVX2(dst, src *byte, sectors int, keys *roundKeys, tweakKeys *[15][64]byte, first uint64, size int)
 
 //go:noescape
 func encryptAES128Sectors512AVX512(dst, src *byte, sectors int, keys *roundKeys, tweakKeys *[15][64]byte, shared *constants, first uint64, size int)

@@ -31,6 +31,9 @@ func TestTiers(t *testing.T) {
 	if has("aes", "pclmulqdq") {
 		want = slices.Insert(want, 0, aesNI)
 	}
+	if has("aes", "pclmulqdq", "avx2", "vaes", "vpclmulqdq") {
+		want = slices.Insert(want, 0, avx2VAES)
+	}
 	if has("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vbmi2", "vaes", "vpclmulqdq") {
 		want = slices.Insert(want, 0, avx512VAES)
 	}

@@ -1,8 +1,14 @@
 package main
 
-// expandKeys writes the AES key schedules (FIPS 197, 5.2), without tables or branches on the key. Each round key is
+// expandKeys writes detection and the AES key schedules (FIPS 197, 5.2), without tables or branches on the key. Each round key is
 // stored four times, once for each lane of a 512-bit register.
 func expandKeys(f *file) {
+	f.text("func cpuid7() (ecx uint32)", "NOSPLIT", 0, 4)
+	f.i("MOVL $7, AX")
+	f.i("XORL CX, CX")
+	f.i("CPUID")
+	f.i("MOVL CX, ecx+0(FP)")
+	f.i("RET")
 	for _, rounds := range []int{10, 14} {
 		bits := map[int]int{10: 128, 14: 256}[rounds]
 		f.text(sprintf("func expandAES%d(k *asmKeys, data, tweak *byte)", bits), "NOSPLIT", 0, 24)

@@ -19,6 +19,7 @@ func main() {
 	for name, generate := range map[string]func(*file){
 		"expand_amd64.s":      expandKeys,
 		"xts_aesni_amd64.s":   aesni,
+		"xts_avx2_amd64.s":    avx2,
 		"xts_avx512_amd64.s":  avx512,
 		"limit/limit_amd64.s": limit,
 	} {
