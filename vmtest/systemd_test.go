@@ -62,14 +62,19 @@ systemctl -q enable voldekd.service
 
 // What systemd-analyze finds wrong with the units needs no VM. Their programs and manual pages are not installed here.
 func TestUnitFiles(t *testing.T) {
-	analyze := testenv.Tool(t, "systemd-analyze")
+	analyze, err := exec.LookPath("systemd-analyze")
+	if err != nil {
+		t.Skip("without systemd-analyze: TestSystemd asks it in the VM")
+	}
 	dir := t.TempDir()
+	args := []string{"verify", "--man=no"}
 	for _, unit := range []string{"voldekd.service", "voldekd.socket"} {
 		text := string(readFile(t, filepath.Join(testenv.RepoRoot(), "systemd", unit)))
 		text = strings.ReplaceAll(text, "/usr/sbin/voldekd", "/bin/true")
+		args = append(args, filepath.Join(dir, unit))
 		write(t, filepath.Join(dir, unit), text, 0o644)
 	}
-	out := testenv.Run(t, analyze, "verify", "--man=no", filepath.Join(dir, "voldekd.service"), filepath.Join(dir, "voldekd.socket"))
+	out := testenv.Run(t, analyze, args...)
 	if strings.Contains(out, "voldekd") {
 		t.Error(out)
 	}

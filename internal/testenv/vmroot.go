@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// SystemdVM is a VM in which a Debian boots, with systemd as process 1. Its root is /dev/vda, so the test's disks begin with
-// /dev/vdb; what the guest writes to the root is lost. Files of the VM go into the root, all with mode 0755.
+// SystemdVM is a VM in which a Debian boots, with systemd as process 1. Its root is /dev/vda, so the test's disks begin
+// with /dev/vdb; what the guest writes to the root is lost. Files of the VM go into the root, all with mode 0755.
 type SystemdVM struct {
 	VM
 	Root    string // an image that Debian made
@@ -43,8 +43,9 @@ TTYPath=/dev/ttyS0
 WantedBy=multi-user.target
 `
 
-// RunTests boots the system and runs in it, as a service, the tests of pkg (as "./vmtest") that match the -run pattern; then
-// the system is shut down in the regular way. Each test of the guest is a subtest here; a test that is skipped there fails.
+// RunTests boots the system and runs in it, as a service, the tests of pkg (as "./vmtest") that match the -run pattern;
+// then the system is shut down in the regular way. Each test of the guest is a subtest here; a test that is skipped there
+// fails.
 func (vm *SystemdVM) RunTests(t *testing.T, pattern, pkg string) {
 	t.Helper()
 	name, dir := filepath.Base(pkg), t.TempDir()
@@ -141,7 +142,8 @@ func debianMirror(t testing.TB) (address, suite string) {
 	t.Helper()
 	a := newApt(t, "")
 	line := a.resolve(t, func() (string, error) {
-		out, err := a.output("apt-get", "indextargets", "--format", "$(SITE) $(CODENAME)", "Label: Debian", "Created-By: Packages")
+		out, err := a.output("apt-get", "indextargets", "--format", "$(SITE) $(CODENAME)", "Label: Debian",
+			"Created-By: Packages")
 		if err == nil && out == "" {
 			err = fmt.Errorf("apt has no Debian among its sources")
 		}
