@@ -14,9 +14,12 @@ const (
 	aesNI                  // eight blocks in 128-bit registers
 	avx2VAES               // AVX2 with VAES and VPCLMULQDQ: 16 blocks in 256-bit registers
 	avx512VAES             // AVX-512 with VAES and VPCLMULQDQ: 32 blocks in 512-bit registers
+	armAES                 // the AES instructions of ARMv8, eight blocks
 )
 
-func (t tier) String() string { return [...]string{"generic", "aesni", "avx2-vaes", "avx512-vaes"}[t] }
+func (t tier) String() string {
+	return [...]string{"generic", "aesni", "avx2-vaes", "avx512-vaes", "arm64-aes"}[t]
+}
 
 // chosen is the tier of the ciphers that New makes: the best one.
 var chosen = tiers[0]
@@ -67,7 +70,7 @@ func (c *Cipher) Wipe() {
 	c.keys = nil
 }
 
-// Implementation names the code that does the work on this machine: "avx512-vaes", "avx2-vaes", "aesni" or "generic".
+// Implementation names the code that does the work on this machine: "avx512-vaes", "avx2-vaes", "aesni", "arm64-aes" or "generic".
 func (c *Cipher) Implementation() string { return c.tier.String() }
 
 // check panics unless the arguments obey the rules of Encrypt. The code behind it, assembly included, relies on them.

@@ -18,6 +18,7 @@ func main() {
 	flag.Parse()
 	for name, generate := range map[string]func(*file){
 		"expand_amd64.s":      expandKeys,
+		"xts_arm64.s":         arm64,
 		"xts_aesni_amd64.s":   aesni,
 		"xts_avx2_amd64.s":    avx2,
 		"xts_avx512_amd64.s":  avx512,
