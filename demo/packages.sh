@@ -4,7 +4,7 @@ set -euo pipefail
 export PATH=$PATH:/usr/sbin:/sbin
 demo="cryptsetup-bin openssl fuse3"
 openstack="$demo python3-keystone python3-barbican python3-barbicanclient uwsgi-core uwsgi-plugin-python3 curl jq qemu-utils e2fsprogs util-linux"
-test="$openstack qemu-system-x86 busybox-static kmod xz-utils fio nbdkit libnbd-bin groff-base dmsetup cryptsetup udev debian-archive-keyring debootstrap"
+test="$openstack qemu-system-x86 busybox-static kmod xz-utils fio nbdkit libnbd-bin groff-base dmsetup cryptsetup udev debian-archive-keyring debootstrap python3-cryptography qemu-user-static"
 wanted=${!1:?usage: packages.sh demo|openstack|test}
 missing=
 for package in $wanted; do
