@@ -16,7 +16,7 @@ TEXT ·cpuid7(SB), NOSPLIT, $0-4
 TEXT ·expandAES128(SB), NOSPLIT, $0-24
 	MOVQ k+0(FP), DI
 
-	// The data key's: X8 to X15 would not hold all, so they are read back from memory.
+	// The data key's.
 	MOVQ data+8(FP), SI
 	MOVOU (SI), X0
 	MOVOU X0, 0(DI)
@@ -559,7 +559,7 @@ TEXT ·expandAES128(SB), NOSPLIT, $0-24
 TEXT ·expandAES256(SB), NOSPLIT, $0-24
 	MOVQ k+0(FP), DI
 
-	// The data key's: X8 to X15 would not hold all, so they are read back from memory.
+	// The data key's.
 	MOVQ data+8(FP), SI
 	MOVOU (SI), X0
 	MOVOU X0, 0(DI)

@@ -1,5 +1,7 @@
 package main
 
+import "fmt"
+
 // arm64 writes the kernels and the key expansion for the AES instructions of ARMv8: V0 to V7 are the eight blocks of a
 // step, V8 to V15 its tweaks, V16 to V23 those of the next, V28 to V31 first tweaks of sectors to come. Tweaks are
 // doubled in R10 and R11.
@@ -128,7 +130,7 @@ func tweaksARM64(to int) (l list) {
 func expandARM64(f *file, rounds int) {
 	bits := map[int]int{10: 128, 14: 256}[rounds]
 	n := bits / 32
-	f.text(sprintf("func expandAES%d(k *asmKeys, data, tweak *byte)", bits), "NOSPLIT", 0, 24)
+	f.text(fmt.Sprintf("func expandAES%d(k *asmKeys, data, tweak *byte)", bits), "NOSPLIT", 0, 24)
 	f.i("MOVD k+0(FP), R0")
 	f.i("VEOR V1.B16, V1.B16, V1.B16")
 	schedule := func(off int) {

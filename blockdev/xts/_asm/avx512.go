@@ -2,8 +2,6 @@ package main
 
 import "fmt"
 
-var sprintf = fmt.Sprintf
-
 // Registers of the 512-bit kernels. A step is 512 bytes: eight registers of four blocks each in states. The tweaks of a
 // step are in tweaksA and tweaksB by turns, each xored with the last round key, so that the last AES round applies both.
 const (
@@ -21,10 +19,11 @@ const (
 
 // avx512 writes the kernels for AVX-512 with VAES and VPCLMULQDQ.
 //
-// The tweaks of step n+1 are computed between the AES rounds of step n. Within a sector of more than 1024 bytes they are
-// those of step n-1 times x^64. In the first 1024 bytes they are the sector's first tweak times x^0 to x^63, by shifts of
-// as many bits; the bits shifted out are reduced by a carry-less product with 0x87. First tweaks are encrypted four at a
-// time, as a ninth column of a step's rounds.
+// The tweaks of step n+1 are computed between the AES rounds of step n. A sector's first step has its first tweak times x^0
+// to x^31: two registers by shifts of bits, six from these by shifts of bytes. A second step has those of the first times
+// x^32, any later one those of the step before the last times x^64. The bits shifted out are reduced by a carry-less product
+// with 0x87, which is dear where several stand together; so they are few and far apart. First tweaks are encrypted four at
+// a time, as a ninth column of a step's rounds.
 func avx512(f *file) {
 	words := make([]uint64, 9*8)
 	for _, units := range []int{1, 2, 4, 8} {
@@ -121,6 +120,7 @@ const (
 	unpack     = 5 * 64
 )
 
+// roundTemp are free once the first two registers of tweaks are there.
 var roundTemp = []string{sector, shifted}
 
 // jump computes a register of tweaks times x^n, n in bytes. With k the last round key, (t^k)·x^n ^ (k·x^n ^ k) is
@@ -170,18 +170,6 @@ func (c cipher) step(f *file, off, tweaks int, side list) {
 	}
 }
 
-// merge spreads b evenly in a.
-func merge(a, b list) (l list) {
-	done := 0
-	for k, s := range a {
-		l = append(l, s)
-		for ; done < len(b) && done*len(a) < (k+1)*len(b); done++ {
-			l = append(l, b[done])
-		}
-	}
-	return l
-}
-
 // sectors512 writes the kernel for sectors of 512 bytes. Four sectors are one turn of the loop.
 func sectors512(f *file, c cipher) {
 	name := c.name("Sectors512AVX512")
@@ -192,7 +180,7 @@ func sectors512(f *file, c cipher) {
 	f.i("PCALIGN $64")
 	f.label("turn")
 	for i := range 4 {
-		f.comment(sprintf("Sector %d of four.", i))
+		f.comment(fmt.Sprintf("Sector %d of four.", i))
 		now, next := tweaksA, tweaksB
 		if i%2 == 1 {
 			now, next = next, now

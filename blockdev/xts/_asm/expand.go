@@ -1,5 +1,7 @@
 package main
 
+import "fmt"
+
 // expandKeys writes detection and the AES key schedules (FIPS 197, 5.2), without tables or branches on the key. Each round key is
 // stored four times, once for each lane of a 512-bit register.
 func expandKeys(f *file) {
@@ -11,9 +13,9 @@ func expandKeys(f *file) {
 	f.i("RET")
 	for _, rounds := range []int{10, 14} {
 		bits := map[int]int{10: 128, 14: 256}[rounds]
-		f.text(sprintf("func expandAES%d(k *asmKeys, data, tweak *byte)", bits), "NOSPLIT", 0, 24)
+		f.text(fmt.Sprintf("func expandAES%d(k *asmKeys, data, tweak *byte)", bits), "NOSPLIT", 0, 24)
 		f.i("MOVQ k+0(FP), DI")
-		f.comment("The data key's: X8 to X15 would not hold all, so they are read back from memory.")
+		f.comment("The data key's.")
 		f.i("MOVQ data+8(FP), SI")
 		f.schedule(rounds, encKeys)
 		f.comment("The inverse cipher's (5.3.5).")

@@ -67,13 +67,9 @@ func (f *file) data(name string, words []uint64) {
 }
 
 // weave writes main with the instructions of side spread evenly among them, both in their order.
-func (f *file) weave(main, side []string) {
-	done := 0
-	for k, s := range main {
+func (f *file) weave(main, side list) {
+	for _, s := range merge(main, side) {
 		f.i("%s", s)
-		for ; done < len(side) && done*len(main) < (k+1)*len(side); done++ {
-			f.i("%s", side[done])
-		}
 	}
 }
 
@@ -81,6 +77,18 @@ func (f *file) weave(main, side []string) {
 type list []string
 
 func (l *list) i(format string, args ...any) { *l = append(*l, fmt.Sprintf(format, args...)) }
+
+// merge spreads b evenly in a.
+func merge(a, b list) (l list) {
+	done := 0
+	for k, s := range a {
+		l = append(l, s)
+		for ; done < len(b) && done*len(a) < (k+1)*len(b); done++ {
+			l = append(l, b[done])
+		}
+	}
+	return l
+}
 
 // cipher is one of the four shapes of AES a kernel is written for.
 type cipher struct {
