@@ -48,7 +48,7 @@ func TestFio(t *testing.T) {
 			"mixed-psync":     "--bsrange=512-1m --ba=512 --ioengine=psync --direct=0",
 			"mixed-direct":    fmt.Sprintf("--bsrange=%d-1m --ba=%d --ioengine=psync --direct=1", sectorSize, sectorSize),
 			"mixed-libaio":    fmt.Sprintf("--bsrange=%d-1m --ba=%d --ioengine=libaio --iodepth=8 --direct=1", sectorSize, sectorSize),
-			"unaligned-jobs":  "--bsrange=512-70001 --bs_unaligned=1 --ioengine=psync --numjobs=4 --size=8m --offset_increment=11m",
+			"unaligned-jobs":  "--bsrange=1000-70000 --bs_unaligned=1 --ioengine=psync --numjobs=4 --size=8m --offset_increment=11m",
 			"mmap-read-write": "--bs=4k --ioengine=mmap --size=16m",
 		} {
 			t.Run(fmt.Sprintf("%d/%s", sectorSize, name), func(t *testing.T) {
