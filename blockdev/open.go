@@ -98,9 +98,6 @@ func (d *Device) Header() *luks.Header { return d.header }
 // Segment returns where the encrypted data lies and how it is encrypted.
 func (d *Device) Segment() luks.Segment { return d.segment }
 
-// ID returns the identity of the data device.
-func (d *Device) ID() DeviceID { return d.data.id }
-
 // UUID returns the LUKS UUID in lower case, or "" in plain mode.
 func (d *Device) UUID() string {
 	if d.header == nil {

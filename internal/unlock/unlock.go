@@ -32,7 +32,6 @@ type Attempt struct {
 	Timeout time.Duration       // for fetching, all references together; 0: none
 	Fetched func(keyclient.Ref) // called before a key is tried; may be nil
 	Missed  func(keyclient.Ref) // called when a key opened no slot and another reference is left; may be nil
-	Now     func() time.Time    // time.Now where nil
 }
 
 // Result is the proven volume key, which the caller wipes, and how it was come by.
@@ -84,13 +83,9 @@ func (a *Attempt) try(ctx context.Context, timeout time.Duration, disk Disk, ref
 		fetchCtx, cancel = context.WithTimeout(ctx, timeout)
 		defer cancel()
 	}
-	now := a.Now
-	if now == nil {
-		now = time.Now
-	}
-	start := now()
+	start := time.Now()
 	key, err := a.Keys.Fetch(fetchCtx, ref, keyclient.Volume{UUID: disk.UUID(), Name: a.Name})
-	fetched := now()
+	fetched := time.Now()
 	result.Fetch += fetched.Sub(start)
 	if err != nil {
 		return err
@@ -101,7 +96,7 @@ func (a *Attempt) try(ctx context.Context, timeout time.Duration, disk Disk, ref
 	}
 	result.Ref = ref
 	result.VolumeKey, err = disk.Unlock(ctx, key.Bytes(), a.Budget)
-	result.Keyslot += now().Sub(fetched)
+	result.Keyslot += time.Since(fetched)
 	return err
 }
 
