@@ -15,12 +15,13 @@ import (
 
 // The errors of this room. Those of luks, dm and fusedev pass through with their own codes.
 var (
-	ErrNoDevice   = exit.New(exit.NoDevice, "no such device")
-	ErrBusy       = exit.New(exit.Busy, "the device is in use")
-	ErrNoBackend  = exit.New(exit.NoBackend, "neither dm-crypt nor FUSE can export the volume here")
-	ErrUsage      = exit.New(exit.Usage, "wrong volume parameters")
-	ErrShortKey   = exit.New(exit.WrongKey, "the key is shorter than the volume key")
-	errNotAllowed = exit.New(exit.NotAllowed, "permission denied")
+	ErrNoDevice     = exit.New(exit.NoDevice, "no such device")
+	ErrBusy         = exit.New(exit.Busy, "the device is in use")
+	ErrNoBackend    = exit.New(exit.NoBackend, "neither dm-crypt nor FUSE can export the volume here")
+	ErrUsage        = exit.New(exit.Usage, "wrong volume parameters")
+	ErrShortKey     = exit.New(exit.WrongKey, "the key is shorter than the volume key")
+	errKernelCipher = exit.New(exit.NoBackend, "needs dm-crypt (via kernel)")
+	errNotAllowed   = exit.New(exit.NotAllowed, "permission denied")
 )
 
 // Via says which backend exports a volume.

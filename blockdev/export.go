@@ -51,10 +51,6 @@ func (d *Device) Export(ctx context.Context, volumeKey *secret.Buffer, mountDir 
 
 // chooseBackend resolves Auto by what this host can do and what the cipher needs.
 func (d *Device) chooseBackend() (Via, error) {
-	fuseCipher := strings.HasPrefix(d.segment.Cipher, "aes-xts-")
-	if d.spec.Via == FUSE && !fuseCipher {
-		return "", fmt.Errorf("%w: cipher %s needs dm-crypt (via kernel)", ErrNoBackend, d.segment.Cipher)
-	}
 	if d.spec.Via != Auto {
 		return d.spec.Via, nil
 	}
@@ -62,14 +58,22 @@ func (d *Device) chooseBackend() (Via, error) {
 	if noKernel == nil {
 		return Kernel, nil
 	}
-	noFUSE := fusedev.Available()
-	if !fuseCipher {
-		noFUSE = fmt.Errorf("cipher %s needs dm-crypt", d.segment.Cipher)
+	noFUSE := d.checkFUSECipher()
+	if noFUSE == nil {
+		noFUSE = fusedev.Available()
 	}
 	if noFUSE == nil {
 		return FUSE, nil
 	}
 	return "", fmt.Errorf("%w: %w; %w", ErrNoBackend, noKernel, noFUSE)
+}
+
+// checkFUSECipher returns errKernelCipher for a cipher that only the kernel has.
+func (d *Device) checkFUSECipher() error {
+	if !strings.HasPrefix(d.segment.Cipher, "aes-xts-") {
+		return fmt.Errorf("cipher %s %w", d.segment.Cipher, errKernelCipher)
+	}
+	return nil
 }
 
 // kernelExport is a dm-crypt mapping. It outlives this process.
@@ -90,7 +94,7 @@ func (d *Device) exportKernel(ctx context.Context, volumeKey *secret.Buffer) (Ex
 	}
 	crypt := dm.Crypt{
 		Name:           d.spec.Name,
-		UUID:           d.dmUUID(),
+		UUID:           mappingUUID(d.luksVersion(), d.UUID(), d.spec.Name),
 		Device:         fmt.Sprintf("%d:%d", unix.Major(uint64(st.Rdev)), unix.Minor(uint64(st.Rdev))),
 		Cipher:         d.segment.Cipher,
 		KeyDescription: d.keyDescription(),
@@ -129,11 +133,19 @@ func (d *Device) kernelTarget() (*os.File, error) {
 	return again.File, nil
 }
 
-func (d *Device) dmUUID() string {
-	if d.header == nil {
-		return dm.UUID("PLAIN", "", d.spec.Name)
+// mappingUUID is the dm UUID of a volume, by which a later process finds it again. LUKS version 0 is plain mode.
+func mappingUUID(luksVersion int, luksUUID, name string) string {
+	if luksVersion == 0 {
+		return dm.UUID("PLAIN", "", name)
 	}
-	return dm.UUID(fmt.Sprintf("LUKS%d", d.header.Version), d.header.UUID, d.spec.Name)
+	return dm.UUID(fmt.Sprintf("LUKS%d", luksVersion), luksUUID, name)
+}
+
+func (d *Device) luksVersion() int {
+	if d.header == nil {
+		return 0
+	}
+	return d.header.Version
 }
 
 // keyDescription names the volume key in the kernel's keyring the way libcryptsetup does for LUKS2.
@@ -167,11 +179,7 @@ func (e *kernelExport) Close(ctx context.Context) error {
 // Adopt finds the kernel export that an earlier process made of this name, as its spec and LUKS UUID (empty in plain
 // mode) say. dm.ErrNotFound: there is no such mapping, or another one by that name.
 func Adopt(spec Spec, luksVersion int, luksUUID string) (Export, error) {
-	kind := "PLAIN"
-	if luksVersion != 0 {
-		kind = fmt.Sprintf("LUKS%d", luksVersion)
-	}
-	uuid := dm.UUID(kind, luksUUID, spec.Name)
+	uuid := mappingUUID(luksVersion, luksUUID, spec.Name)
 	info, err := dm.Lookup(spec.Name)
 	if err != nil {
 		return nil, err
@@ -217,8 +225,8 @@ func (d *Device) MountFUSE(volumeKey *secret.Buffer, dir string) (Export, error)
 }
 
 func mountFUSE(d *Device, volumeKey *secret.Buffer, dir string) (*fusedev.Server, error) {
-	if !strings.HasPrefix(d.segment.Cipher, "aes-xts-") {
-		return nil, fmt.Errorf("%w: cipher %s needs dm-crypt", ErrNoBackend, d.segment.Cipher)
+	if err := d.checkFUSECipher(); err != nil {
+		return nil, err
 	}
 	return fusedev.Mount(dir, d.fuseVolume(volumeKey))
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"strings"
 
 	"voldek/blockdev/fusedev"
 	"voldek/internal/secret"
@@ -16,8 +15,8 @@ const copyChunk = 1 << 20
 // WritePlaintext decrypts length bytes from offset, both in bytes of the plaintext and inside it, and writes them to w. It
 // needs neither dm-crypt nor FUSE. An I/O error of the device ends it: nothing is made up for what could not be read.
 func (d *Device) WritePlaintext(ctx context.Context, w io.Writer, volumeKey *secret.Buffer, offset, length int64) error {
-	if !strings.HasPrefix(d.segment.Cipher, "aes-xts-") {
-		return fmt.Errorf("%s: %w: cipher %s needs dm-crypt", d.spec.Device, ErrNoBackend, d.segment.Cipher)
+	if err := d.checkFUSECipher(); err != nil {
+		return fmt.Errorf("%s: %w", d.spec.Device, err)
 	}
 	reader, err := fusedev.NewReader(d.fuseVolume(volumeKey))
 	if err != nil {
