@@ -320,7 +320,7 @@ func withSupplied(next keyclient.Client, key *secret.Buffer) keyclient.Client {
 }
 
 func (s *suppliedKeys) Fetch(ctx context.Context, ref keyclient.Ref, v keyclient.Volume) (*secret.Buffer, error) {
-	if ref.Scheme != "-" && ref.Scheme != "ask" {
+	if !ref.FromCaller() {
 		return s.next.Fetch(ctx, ref, v)
 	}
 	if s.key == nil {

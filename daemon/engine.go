@@ -130,12 +130,16 @@ func (e *Engine) List() []api.Volume {
 
 // Status returns one volume, ErrNotOpen where there is none of that name.
 func (e *Engine) Status(name string) (api.Volume, error) {
-	for _, v := range e.List() {
-		if v.Name == name && (v.State != api.Detached || v.AtBoot) {
-			return v, nil
-		}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	v := e.volumes[name]
+	if v != nil {
+		e.noticeLoss(v)
 	}
-	return api.Volume{}, fmt.Errorf("%s: %w", name, ErrNotOpen)
+	if v == nil || v.public.State == api.Detached && !v.listed {
+		return api.Volume{}, fmt.Errorf("%s: %w", name, ErrNotOpen)
+	}
+	return v.public, nil
 }
 
 // setState moves v along an arrow of the drawing and tells the watchers. The caller holds e.mu.

@@ -62,8 +62,13 @@ func (e *Engine) restoreOne(entry entry) error {
 	return nil
 }
 
+// needsCaller reports whether one of the references, which were parsed before they came into the journal, is a key that
+// only a caller can bring.
 func needsCaller(keys []string) bool {
-	return slices.Contains(keys, "-") || slices.Contains(keys, "ask")
+	return slices.ContainsFunc(keys, func(text string) bool {
+		ref, err := keyclient.ParseRef(text)
+		return err == nil && ref.FromCaller()
+	})
 }
 
 // adopt enters a mapping that an earlier process made as an open volume.

@@ -172,6 +172,10 @@ func (r Ref) String() string {
 	return s
 }
 
+// FromCaller reports whether the key is with whoever asks, on its standard input or at its terminal, where no daemon can
+// fetch it.
+func (r Ref) FromCaller() bool { return r.Scheme == SchemeStdin || r.Scheme == SchemeAsk }
+
 // MarshalText and UnmarshalText let a Ref stand in the configuration and in JSON as its text.
 func (r Ref) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
 

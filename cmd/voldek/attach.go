@@ -86,7 +86,7 @@ func (c *command) attach(ctx context.Context, device string, request api.AttachR
 // bringKey reads the key that a reference - or ask stands for: the daemon has neither our standard input nor our terminal.
 func bringKey(ctx context.Context, refs []keyclient.Ref, v keyclient.Volume) (*secret.Buffer, error) {
 	for _, ref := range refs {
-		if ref.Scheme != keyclient.SchemeStdin && ref.Scheme != keyclient.SchemeAsk {
+		if !ref.FromCaller() {
 			continue
 		}
 		brought, err := keyclient.New(keyclient.Config{}, keyclient.WithStdin(os.Stdin), keyclient.WithAsk(keyclient.Ask))

@@ -181,7 +181,7 @@ func (v *Volume) check() error {
 		if err != nil {
 			return err
 		}
-		if v.AtBoot && (ref.Scheme == "-" || ref.Scheme == "ask") {
+		if v.AtBoot && ref.FromCaller() {
 			return fmt.Errorf("key %s needs somebody who brings the key; at_boot has nobody", ref)
 		}
 	}

@@ -141,7 +141,7 @@ func (j joined) Error() string {
 func resolveTokens(refs []keyclient.Ref, header *luks.Header) ([]keyclient.Ref, error) {
 	var resolved []keyclient.Ref
 	for _, ref := range refs {
-		if ref.Scheme != "token" {
+		if ref.Scheme != keyclient.SchemeToken {
 			resolved = append(resolved, ref)
 			continue
 		}
