@@ -17,13 +17,7 @@ func TestSystemd(t *testing.T) {
 	testenv.Long(t)
 	testenv.Root(t)
 	dir := t.TempDir()
-	bin := filepath.Join(dir, "bin")
-	build := exec.Command("go", "build", "-o", bin+"/", "./cmd/voldek", "./cmd/voldekd")
-	build.Dir = testenv.RepoRoot()
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %v\n%s", build, err, out)
-	}
+	bin := buildPrograms(t)
 	key, config := filepath.Join(dir, "key"), filepath.Join(dir, "voldek.toml")
 	write(t, key, volumeKey, 0o600)
 	write(t, config, unitsConfig, 0o600)

@@ -17,13 +17,7 @@ func TestKernelBackend(t *testing.T) {
 	testenv.FUSE(t)
 	kernel := testenv.Kernel(t, "")
 	dir := t.TempDir()
-	bin := filepath.Join(dir, "bin")
-	build := exec.Command("go", "build", "-o", bin+"/", "./cmd/voldek", "./cmd/voldekd")
-	build.Dir = testenv.RepoRoot()
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %v\n%s", build, err, out)
-	}
+	bin := buildPrograms(t)
 	key := filepath.Join(dir, "key")
 	if err := os.WriteFile(key, []byte(volumeKey), 0o600); err != nil {
 		t.Fatal(err)
@@ -84,4 +78,17 @@ func TestKernelBackend(t *testing.T) {
 		vm := guest(testenv.Kernel(t, "trixie"), true)
 		vm.RunTests(t, "^Test(Udev|Guest(Mount|Restart|Closed|Table|Every|Concurrent|Remove|Leftover))", "./blockdev/dm", "./vmtest")
 	})
+}
+
+// buildPrograms returns a directory with voldek and voldekd, static, as they are shipped.
+func buildPrograms(t *testing.T) (bin string) {
+	t.Helper()
+	bin = t.TempDir()
+	build := exec.Command("go", "build", "-o", bin+"/", "./cmd/voldek", "./cmd/voldekd")
+	build.Dir = testenv.RepoRoot()
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v\n%s", build, err, out)
+	}
+	return bin
 }

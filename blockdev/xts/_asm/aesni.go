@@ -18,8 +18,8 @@ func aesni(f *file) {
 	}
 }
 
-func sectorsAESNI(f *file, c cipher) {
-	f.text("func "+c.name("AESNI")+xmmArgs, "0", frameSize+8, 56)
+// loadArgs loads the arguments of xmmArgs and counts the steps, of 1<<shift bytes each.
+func (f *file) loadArgs(shift int) {
 	f.i("MOVQ dst+0(FP), DI")
 	f.i("MOVQ src+8(FP), SI")
 	f.i("MOVQ sectors+16(FP), BX")
@@ -30,9 +30,14 @@ func sectorsAESNI(f *file, c cipher) {
 	f.comment("R11: steps in a sector; R12: its 512-byte units; BX: steps left, DX: those in the sector.")
 	f.i("MOVQ R11, R12")
 	f.i("SHRQ $9, R12")
-	f.i("SHRQ $7, R11")
+	f.i("SHRQ $%d, R11", shift)
 	f.i("IMULQ R11, BX")
 	f.i("MOVQ R11, DX")
+}
+
+func sectorsAESNI(f *file, c cipher) {
+	f.text("func "+c.name("AESNI")+xmmArgs, "0", frameSize+8, 56)
+	f.loadArgs(7)
 	f.i("MOVOU polynomial<>(SB), X12")
 	f.comment("CX: tweaks of this step; R14: of the next; R13: table of first tweaks, AX: place in it.")
 	f.i("LEAQ 15(SP), CX")
